@@ -1,0 +1,188 @@
+"""Typed parameters: one model per section of params.yaml; an unknown key, a missing key or a wrong type is an error.
+
+The file is read with the YAML 1.2 parser that DVC itself uses, so `on`, `off` and `1e-8` mean the same to both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import ParamError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Setting = Literal["closed", "predicted", "hybrid"]
+System = Literal["rm_attach", "rule_attach", "rm_cert", "random", "cite_all", "shuffled"]
+
+
+def _distinct(values: list[str]) -> list[str]:
+    if len(set(values)) != len(values):
+        raise ValueError("the same name stands twice")
+    return values
+
+
+class Section(BaseModel):
+    """A section: immutable, no unknown keys, no silent conversions between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Sample(Section):
+    windows: Count
+    documents: Count
+    followers: Count
+    distractors: Annotated[int, Field(ge=0)]
+    plan_steps: Annotated[int, Field(ge=2, le=4)]
+    role_swaps: Share
+    aliases: Share
+    shared_surnames: Share
+    out_of_order: Share
+    repeats: Share
+    remote_arguments: Share
+    ambiguous_triggers: Share
+    ambiguous_roles: Share
+    corrections: Share
+    novelty: Share
+    unreal: Annotated[float, Field(ge=0, le=5)]
+    hidden_cues: Share
+    disputed: Share
+    noise: Annotated[float, Field(ge=0, le=5)]
+
+
+class Ingest(Section):
+    source: Literal["sample", "rams", "maven_ere", "casie", "jsonl"]
+    path: str
+    on_error: Literal["fail", "quarantine"]
+    splits: str
+    sample: Sample
+
+
+class Extract(Section):
+    model: Literal["linear"]
+    from_: str = Field(alias="from")
+    lattice: Annotated[float, Field(gt=0, le=1)]
+    trigger_floor: Annotated[float, Field(gt=0, le=1)]
+    mention_floor: Annotated[float, Field(gt=0, le=1)]
+    train_windows: Count
+
+
+class Roster(Section):
+    settings: Annotated[list[Setting], Field(min_length=1), AfterValidator(_distinct)]
+    candidate_kind: Literal["auto", "entity", "event_chain"]
+    min_candidates: Annotated[int, Field(ge=2)]
+    max_k: Count
+    merge_iou: Annotated[float, Field(gt=0, le=1)]
+
+
+class Trajectories(Section):
+    buckets: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    negatives: bool
+
+    @field_validator("buckets")
+    @classmethod
+    def _descending(cls, buckets: list[float]) -> list[float]:
+        if buckets[0] <= buckets[1]:
+            raise ValueError("must descend: [high, medium]")
+        return buckets
+
+
+class Reference(Section):
+    match_iou: Share
+
+
+class Reward(Section):
+    from_: str = Field(alias="from")
+    setting: Setting
+    graph: bool
+    instances: Count
+    l2: Annotated[float, Field(gt=0)]
+    pair_weight: Annotated[float, Field(ge=0)]
+    bootstrap: Count
+
+
+class Verifier(Section):
+    accept: Share
+    margin: Share
+    max_handles: Count
+    slot_characters: Count
+    bundle_share: Share
+    bundle_characters: Count
+
+
+class Rank(Section):
+    systems: Annotated[list[System], Field(min_length=1), AfterValidator(_distinct)]
+    splits: Annotated[list[Literal["train", "tune", "test"]], Field(min_length=1)]
+
+
+class Audit(Section):
+    bootstrap: Annotated[int, Field(ge=1000)]
+    permutations: Count
+    gold_iou: Annotated[float, Field(gt=0, le=1)]
+    sweep_accept: list[Share]
+    sweep_margin: list[Share]
+
+
+class Report(Section):
+    windows: Annotated[int, Field(ge=0)]
+
+
+class Runtime(Section):
+    workers: Count
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: int
+    ingest: Ingest
+    extract: Extract
+    roster: Roster
+    trajectories: Trajectories
+    reference: Reference
+    reward: Reward
+    verifier: Verifier
+    rank: Rank
+    audit: Audit
+    report: Report
+    runtime: Runtime
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        ParamError: missing file, not YAML, duplicate or unknown key, missing key, wrong type or value.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            raw = YAML(typ="safe", pure=True).load(file)
+    except FileNotFoundError:
+        raise ParamError("file not found", file=path, mend="run from the root of the repository") from None
+    except IsADirectoryError:
+        raise ParamError("a folder, not a file", file=path) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error)
+        raise ParamError(f"not valid YAML: {what}", file=path, line=mark.line + 1 if mark else None) from None
+    return parse_params(raw, path)
+
+
+def parse_params(raw: Any, path: str | Path = "params.yaml") -> Params:
+    """Check an already parsed params.yaml; errors as in `load_params`."""
+    if not isinstance(raw, dict):
+        raise ParamError("expected a mapping of sections", file=path)
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        known = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        if first["type"] == "missing":
+            known = "missing key"
+        shown = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        raise ParamError(f"{known}{shown}"[:300], file=path, field=field) from None
