@@ -1,0 +1,1 @@
+"""Stage `ingest`: see `stages/ingest/__main__.py`."""
