@@ -1,0 +1,45 @@
+"""The extractor's model card: what it was fitted on, how well it reads held-out text, what it cannot do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.files import write_text
+from stages.extract.fit import Corpus
+from stages.extract.linear import LinearExtractor
+
+LIMITS = """\
+- Words and their neighbours are all it looks at: it does not understand a sentence. Denials, plans and rumours are
+  found like facts, and roles in unusual constructions are guessed from what is usual.
+- Participants are told apart by their names; pronouns are not resolved.
+- BEFORE comes from connectives and text order; other relations are not extracted.
+- Confidence is calibrated on the held-out part of this corpus; on other text it means less.
+"""
+
+
+def write_card(file: Path, model: LinearExtractor, train: Corpus, tune: Corpus) -> None:
+    """Write the card as Markdown."""
+    rows = [
+        ("windows", len(set(train.text.window_ids)), len(set(tune.text.window_ids))),
+        ("documents", len(train.text.doc_ids), len(tune.text.doc_ids)),
+        ("events", len(train.gold.event_first), len(tune.gold.event_first)),
+        ("mentions", len(train.gold.mention_first), len(tune.gold.mention_first)),
+        ("arguments", len(train.gold.role_G), len(tune.gold.role_G)),
+    ]
+    table = "\n".join(f"| {name} | {a:,} | {b:,} |" for name, a, b in rows)
+    roles = 0 if model.role is None else len(model.role.labels) - 1
+    write_text(file, f"""# Linear extractor
+
+Conditional random fields over hashed features find triggers and mentions; linear classifiers type them and give roles.
+{len(model.trigger_type.labels)} event types, {roles} roles. Fitted on the train split, calibrated on held-out windows.
+
+| | fitted on | calibrated on |
+|---|---|---|
+{table}
+
+Floors: events {model.floors.trigger}, mentions {model.floors.mention}, roles {model.floors.role}.
+Its precision, recall and F1 on every split stand in data/audit/extraction.json and in the report.
+
+## Limits
+
+{LIMITS}""")  # fmt: skip

@@ -1,0 +1,1 @@
+"""The stage `roster`: who is ranked in each window, in the closed, predicted and hybrid setting."""
