@@ -1,0 +1,1 @@
+"""Stage `reference`: relevance grades and minimal sufficient span sets, from gold annotation alone."""

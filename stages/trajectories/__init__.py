@@ -1,0 +1,1 @@
+"""Stage `trajectories`: plans, candidate trajectories with their evidence handles, and hard negatives."""
