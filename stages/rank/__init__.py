@@ -1,0 +1,1 @@
+"""Certified rankings by one system in one roster setting."""

@@ -1,0 +1,1 @@
+"""The oracle: the cap that an extraction allows."""

@@ -1,0 +1,1 @@
+"""The interpretable trajectory reward model."""
