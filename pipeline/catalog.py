@@ -8,7 +8,8 @@ table's file changed. It holds no data of its own but
     columns              every declared column with its meaning
 
 Views name files relative to the root of the repository: open the file from there. Queries run without access to any
-other file, network or setting. Nothing in the pipeline depends on the catalog.
+other file, network or setting. A refresh hashes only the files whose size or time changed since the last one. Nothing
+in the pipeline depends on the catalog.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipeline.errors import DataError, TransientError
 from pipeline.files import atomic_path, sha256_file
 
 FILE = "catalog.duckdb"
-FORMAT = 1
+FORMAT = 2
 
 VERSIONS = (
     ("table", "varchar", "declared name"),
@@ -71,14 +72,19 @@ def build(root: str | Path = "data", lock: str | Path = "dvc.lock") -> Path:
     target = Path(root) / FILE
     by_table: dict[str, list[str]] = defaultdict(list)
     rows = []
+    known = _hashed(target)
+    hashed: list[tuple[str, int, int, str]] = []
     for name in found:
         reader = tables.Reader(name, root)
         declared = reader.table
         by_table[declared.name].append(name)
         stage, output, md5 = _version(reader.path, outputs)
+        path, status = reader.path.as_posix(), reader.path.stat()
+        version = (path, status.st_size, status.st_mtime_ns)
+        hashed.append((*version, known.get(version) or sha256_file(reader.path)))
         rows.append((
-            declared.name, name, str(views.view_of(declared)), reader.path.as_posix(), reader.rows,
-            reader.path.stat().st_size, sha256_file(reader.path), stage, output, md5, revision,
+            declared.name, name, str(views.view_of(declared)), path, reader.rows, status.st_size, hashed[-1][3],
+            stage, output, md5, revision,
         ))  # fmt: skip
     with atomic_path(target) as temporary, duckdb.connect(str(temporary)) as connection:
         for name, names in by_table.items():
@@ -89,9 +95,25 @@ def build(root: str | Path = "data", lock: str | Path = "dvc.lock") -> Path:
         for name, _, doc in VERSIONS:
             connection.execute(f'comment on column versions."{name}" is {views.literal(doc)}')
         _describe(connection, by_table)
+        connection.execute("create table hashed (path varchar, size bigint, modified bigint, sha256 varchar)")
+        connection.executemany("insert into hashed values (?, ?, ?, ?)", hashed)
         connection.execute("create table state (format integer, fingerprint varchar)")
         connection.execute("insert into state values (?, ?)", [FORMAT, state])
     return target
+
+
+def _hashed(catalog: Path) -> dict[tuple[str, int, int], str]:
+    """(path, size, time) -> sha256 of the files that an older catalog has hashed; empty where there is none."""
+    if not catalog.is_file():
+        return {}
+    try:
+        with duckdb.connect(str(catalog), read_only=True) as connection:
+            if connection.execute("select format from state").fetchone() != (FORMAT,):
+                return {}
+            rows = connection.execute("select path, size, modified, sha256 from hashed").fetchall()
+    except duckdb.Error:
+        return {}  # broken, or of an older form: everything is hashed anew
+    return {(path, size, modified): digest for path, size, modified, digest in rows}
 
 
 def _describe(connection: duckdb.DuckDBPyConnection, by_table: dict[str, list[str]]) -> None:

@@ -165,7 +165,7 @@ def export(
 def inspect(
     window: Annotated[str, typer.Argument(help="Window id.")],
     system: Annotated[str | None, typer.Option(help="Ranking system; default: the first of rank.systems.")] = None,
-    setting: Annotated[str | None, typer.Option(help="Roster setting; default: the first of roster.settings.")] = None,
+    setting: Annotated[str | None, typer.Option(help="Roster setting; default: the first with a candidate.")] = None,
     intent: Annotated[str | None, typer.Option(help="Intent id; default: all.")] = None,
     brief: Annotated[bool, typer.Option("--brief", help="Of the texts, only the sentences with evidence.")] = False,
     data: Data = DATA,
@@ -174,15 +174,66 @@ def inspect(
     """Show a window, its ranking and the cited evidence."""
     from rich.console import Console
 
-    from pipeline.inspect import inspect, show
+    from pipeline.inspect import default_setting, inspect, show
     from pipeline.params import load_params
 
     params = load_params()
-    found = inspect(window, system or params.rank.systems[0], setting or params.roster.settings[0], intent, data)
+    setting = setting or default_setting(window, params.roster.settings, data)
+    found = inspect(window, system or params.rank.systems[0], setting, intent, data)
     if as_json:
         _print_json([inspection.as_json() for inspection in found])
     else:
         show(found, Console(highlight=False), brief)
+
+
+@app.command()
+def extract(
+    texts: Annotated[list[Path], typer.Argument(help="Text files (UTF-8), JSON-lines corpora, or folders of both.")],
+    intents: Annotated[Path, typer.Option(help="Intent file, or a folder of them: what to rank by.")],
+    model: Annotated[
+        str | None, typer.Option(help="Extractor kept under models/fitted/; default: the only one.")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="Kept reward model, or none to rank nothing; default: the extractor's own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New folder that keeps tables, texts and parameters.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Most entries of a ranking; never more than half of the candidates.")
+    ] = None,
+    window_per_file: Annotated[
+        bool, typer.Option("--window-per-file", help="Rank each file on its own; by default all are one window.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an earlier result in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read plain text with kept models: who is in there, what they did, and a certified ranking with its evidence."""
+    from rich.console import Console
+
+    from pipeline.extract_text import Request, extraction, too_few
+    from pipeline.extracted import show
+
+    request = Request(tuple(texts), intents, model, reward, out, top, window_per_file, replace)
+    with extraction(request) as done:
+        for note in done.notes:
+            print(f"certrank: note: {printable(note)}", file=sys.stderr)
+        least, sizes = done.params.roster.min_candidates, done.sizes()
+        if as_json:
+            place = None if out is None else str(out)
+            found = [window.as_json() for window in done.windows()]
+            _print_json({"model": done.model, "reward": done.reward, "out": place, "windows": found})
+        else:
+            console = Console(highlight=False)
+            for window in done.windows():
+                show(window, least, console)
+                console.print()
+            if done.reward is None:
+                print("no reward model: nothing is ranked")
+            if out is not None:
+                print(f"kept in {printable(str(out))}; certrank inspect, verify and sql work there")
+        if done.reward is not None and max(sizes) < least:
+            raise too_few(sizes, least)
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------

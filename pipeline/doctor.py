@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pipeline import tables
 from pipeline.errors import CertrankError
-from pipeline.files import read_json, sha256_file
+from pipeline.files import COMPLETE, check_complete, read_json, sha256_file
 from pipeline.params import Params, load_params
 from pipeline.skeletons import intents_from_table, load_intents
 
@@ -50,7 +50,7 @@ def examine(root: str | Path = "data") -> list[Finding]:
     except CertrankError as error:
         params = None
         findings.append(Finding("fail", "params", str(error), "mend params.yaml; git diff params.yaml shows changes"))
-    needing: tuple[Callable[[Params, Path], Iterator[Finding]], ...] = (_corpus, _intents, _data, _checked)
+    needing: tuple[Callable[[Params, Path], Iterator[Finding]], ...] = (_corpus, _intents, _data, _checked, _models)
     for check in needing:
         if params is not None:
             findings += check(params, Path(root))
@@ -183,18 +183,43 @@ def _checked(params: Params, root: Path) -> Iterator[Finding]:
     unchecked = [s for s in stages if not (root / "quality" / f"{s}.json").is_file()]
     if unchecked:
         yield Finding("warn", "quality", f"not checked, or failed: {', '.join(unchecked)}", "`dvc repro` says which")
-    stale = []
+    stale, broken = [], []
     for stage in stages:
         if stage not in unchecked:
-            for name, digest in read_json(root / "quality" / f"{stage}.json")["tables"].items():
+            answer = root / "quality" / f"{stage}.json"
+            try:
+                found = read_json(answer)
+                digests = dict(found["tables"])
+            except (CertrankError, KeyError, TypeError, ValueError):
+                broken.append(answer.as_posix())
+                continue
+            for name, digest in digests.items():
                 file = tables.path(name, root)
                 if file.is_file() and sha256_file(file) != digest:
                     stale.append(name)
     if stale:
         what = f"{len(stale)} tables changed after they were checked, first {stale[0]}"
         yield Finding("fail", "quality", what, "`dvc repro` checks them again")
-    elif not unchecked:
+    if broken:
+        what = f"not the answer of a check: {', '.join(broken)}"
+        yield Finding("fail", "quality", what, "`dvc checkout`, or delete it and `dvc repro`")
+    if not (stale or broken or unchecked):
         yield Finding("ok", "quality", f"the checks of {len(stages)} stages passed")
+
+
+def _models(params: Params, root: Path) -> Iterator[Finding]:
+    """Every fitted model, those that were kept included, is whole and as it was published."""
+    complete = sorted(marker.parent for marker in Path("models").rglob(COMPLETE) if ".partial" not in str(marker))
+    broken = []
+    for folder in complete:
+        try:
+            check_complete(folder)
+        except CertrankError as error:
+            broken.append(str(error))
+    for what in broken:
+        yield Finding("fail", "models", what, "`dvc checkout`; one under models/fitted/ is kept anew, or restored")
+    if complete and not broken:
+        yield Finding("ok", "models", f"{len(complete)} models are as they were published")
 
 
 def _leftovers(root: Path) -> Iterator[Finding]:

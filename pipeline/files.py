@@ -1,7 +1,8 @@
 """Files that are never seen half-written: atomic writes, directory publish, the work-directory lock, failure classes.
 
 Everything is written beside its target under a temporary name, flushed to disk, and renamed. A directory artifact
-additionally carries the marker file `_COMPLETE` (JSON: file name -> sha256), written last.
+additionally carries the marker file `_COMPLETE` (JSON: file name -> sha256), written last. What a killed process left
+under such a name is removed by the next one that writes the same target.
 """
 
 from __future__ import annotations
@@ -24,12 +25,47 @@ WORK = Path("data/.work")
 COMPLETE = "_COMPLETE"
 
 
+def partial_path(target: str | Path) -> Path:
+    """This process's temporary sibling of `target`, absent; makes the folder, removes what dead processes left there.
+
+    The name holds the process id, so two live writers of one target never share a temporary file.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix, suffix = f".{target.name}.", ".partial"
+    for left in target.parent.iterdir():
+        process = left.name.removeprefix(prefix).removesuffix(suffix)
+        if left.name == f"{prefix}{process}{suffix}" and process.isdecimal() and not _runs(int(process)):
+            _remove(left)
+    temporary = target.with_name(f"{prefix}{os.getpid()}{suffix}")
+    _remove(temporary)
+    return temporary
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this id exists; it may be another one of that id, and then what it left stays."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a directory; it may be gone already."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary sibling of `path` to write to; renamed over `path` on success, removed on failure."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = partial_path(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -75,9 +111,7 @@ def sha256_file(path: str | Path) -> str:
 def publish_directory(final: str | Path) -> Iterator[Path]:
     """A fresh directory to fill; on success marked complete and renamed to `final`, replacing what stood there."""
     final = Path(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = partial_path(final)
     temporary.mkdir()
     try:
         yield temporary

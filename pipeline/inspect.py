@@ -24,6 +24,9 @@ from pipeline.windows import Window, load_windows
 
 COLOURS = ("bold black on green3", "bold black on sky_blue1", "bold black on orange1", "bold black on plum2",
            "bold black on khaki1")  # fmt: skip
+SHORT = 100
+"""Characters of a name or a quotation in the table."""
+
 Row = dict[str, Any]
 
 
@@ -91,7 +94,7 @@ def inspect(
     name = f"rank/{system}/{setting}"
     rankings = tables.Reader(f"{name}/rankings", root)
     ranked = rankings.frame((window_id, window_id))
-    _check_window(window_id, ranked.is_empty(), rankings, root)
+    _check_window(window_id, setting, ranked.is_empty(), rankings, root)
     window = next(iter(load_windows(setting, tables.SPLITS, root, only=window_id)), None)
     if window is None:
         raise DataError(f"window {window_id!r} is ranked but no longer kept", file=rankings.path, mend="`dvc repro`")
@@ -110,7 +113,19 @@ def inspect(
     return out
 
 
-def _check_window(window_id: str, unranked: bool, rankings: tables.Reader, root: str | Path) -> None:
+def default_setting(window_id: str, settings: Sequence[str], root: str | Path = "data") -> str:
+    """The first of these roster settings in which the window has a candidate, or simply the first.
+
+    Without annotation nobody stands in the closed roster.
+    """
+    windows = tables.read("roster/windows", root).filter(pl.col("window_id") == window_id)
+    peopled = [s for s in settings if windows[f"n_{s}"].sum()]
+    return (peopled or list(settings))[0]
+
+
+def _check_window(
+    window_id: str, setting: str, unranked: bool, rankings: tables.Reader, root: str | Path
+) -> None:  # fmt: skip
     """Say why there is nothing to see, as exactly as the tables allow."""
     if not unranked:
         return
@@ -123,6 +138,10 @@ def _check_window(window_id: str, unranked: bool, rankings: tables.Reader, root:
         raise DataError(f"no window {window_id!r}", field="WINDOW", mend=mend)
     if not row["kept"]:
         raise DataError(f"window {window_id!r} is not ranked: {row['dropped']}", field="WINDOW")
+    if not row[f"n_{setting}"]:
+        peopled = [s for s in tables.SETTINGS if row[f"n_{s}"]]
+        what = f"nobody stands in the {setting} roster of window {window_id!r}"
+        raise DataError(what, field="--setting", mend=f"one of {', '.join(peopled)}")
     what = f"window {window_id!r} is of split {row['split']}, which was not ranked"
     raise DataError(what, field="WINDOW", mend=f"add {row['split']} to rank.splits in params.yaml")
 
@@ -181,11 +200,12 @@ def _ranking(inspection: Inspection) -> Table:
         colour = {"certified": "green", "uncertified": "red"}.get(status, "dim")
         reason = f" [{e.reject_code}]" if e.reject_code else ""
         evidence = Text("; ").join(
-            Text(f"{slot} ") + Text(", ").join(Text(shown(c.text), COLOURS[(e.rank - 1) % len(COLOURS)]) for c in cited)
+            Text(f"{slot} ")
+            + Text(", ").join(Text(_short(c.text), COLOURS[(e.rank - 1) % len(COLOURS)]) for c in cited)
             for slot, cited in _by_slot(e.evidence)
         )
         table.add_row(
-            str(e.rank), e.local_id, Text(shown(e.name)), f"{e.score:.3f}", Text(status + reason, colour), evidence
+            str(e.rank), e.local_id, Text(_short(e.name)), f"{e.score:.3f}", Text(status + reason, colour), evidence
         )
     return table
 
@@ -217,6 +237,11 @@ def highlight(text: str, marks: Sequence[Cited], start: int, end: int) -> Text:
 def shown(text: str) -> str:
     """The text, safe for a terminal and of the same length: control pictures, and a mark for invisible characters."""
     return "".join(c if c.isprintable() or c in "\n\u00a0" else _picture(c) for c in text)
+
+
+def _short(text: str) -> str:
+    """A name or a quotation in the table; a mention may span a whole document, which is shown below it in full."""
+    return shown(text) if len(text) <= SHORT else shown(text[:SHORT]) + "…"
 
 
 def _picture(c: str) -> str:

@@ -6,9 +6,9 @@ The file is read with the YAML 1.2 parser that DVC itself uses, so `on`, `off` a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -16,6 +16,7 @@ from pipeline.errors import ParamError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 Setting = Literal["closed", "predicted", "hybrid"]
 System = Literal["rm_attach", "rule_attach", "rm_cert", "random", "cite_all", "shuffled"]
 
@@ -62,13 +63,50 @@ class Ingest(Section):
     sample: Sample
 
 
+class Encoder(Section):
+    """What the encoder is, how it reads and how it is trained.
+
+    Args:
+        base: folder of a Hugging Face encoder (safetensors), or the name of an installed package that carries one.
+        frozen: its lowest layers that stay as they are; their output is computed once per training.
+        chunk: word pieces per forward pass, special ones included.
+        context: word pieces of the neighbouring text on either side that a chunk sees but does not answer for.
+        epochs: passes over the train split.
+        batch: word pieces per training step, padding included.
+        rate, head_rate: peak learning rates of the encoder's upper layers and of the heads.
+        checkpoint: training steps between two checkpoints.
+        precision: of the encoder's matrix products. bfloat16 is much faster on processors that have it (AVX512-BF16,
+            AMX) and slower on others; the results differ in the third digit.
+    """
+
+    base: str
+    frozen: Annotated[int, Field(ge=0)]
+    chunk: Annotated[int, Field(ge=32, le=512)]
+    context: Annotated[int, Field(ge=0, le=128)]
+    epochs: Count
+    batch: Count
+    rate: Rate
+    head_rate: Rate
+    checkpoint: Count
+    precision: Literal["float32", "bfloat16"]
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.chunk - 2 * self.context < 16:
+            raise ValueError("context: less than 16 pieces of a chunk are left between its two contexts")
+        return self
+
+
 class Extract(Section):
-    model: Literal["linear"]
+    model: Literal["linear", "encoder"]
     from_: str = Field(alias="from")
     lattice: Annotated[float, Field(gt=0, le=1)]
     trigger_floor: Annotated[float, Field(gt=0, le=1)]
     mention_floor: Annotated[float, Field(gt=0, le=1)]
     train_windows: Count
+    triggers: str
+    cross_fit: bool
+    encoder: Encoder
 
 
 class Roster(Section):
@@ -119,6 +157,10 @@ class Rank(Section):
     splits: Annotated[list[Literal["train", "tune", "test"]], Field(min_length=1)]
 
 
+class Heldout(Section):
+    share: Annotated[float, Field(gt=0, le=1)]
+
+
 class Audit(Section):
     bootstrap: Annotated[int, Field(ge=1000)]
     permutations: Count
@@ -147,6 +189,7 @@ class Params(Section):
     reward: Reward
     verifier: Verifier
     rank: Rank
+    heldout: Heldout
     audit: Audit
     report: Report
     runtime: Runtime

@@ -25,7 +25,7 @@ from pipeline import certificates, tables
 from pipeline.certificates import Entry, Limits
 from pipeline.errors import CertificateError
 from pipeline.skeletons import Intent, Skeleton
-from pipeline.tables import SHARD_WINDOWS, Writer
+from pipeline.tables import SHARD_WINDOWS
 from pipeline.verifier import Verifier
 from pipeline.windows import Window
 
@@ -108,15 +108,16 @@ class RankingWriter:
     """
 
     def __init__(self, system: str, setting: str, root: str | Path = "data") -> None:
-        self._writers = {name: Writer(f"rank/{system}/{setting}/{name}", root) for name in TABLES}
+        self._root, self._place = root, f"rank/{system}/{setting}"
         self._rows: dict[str, Rows] = {name: [] for name in TABLES}
         self._held: set[str] = set()
         self.emitted = self.certified = self.lists = self.empty = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            for writer in self._writers.values():
-                stack.enter_context(writer)
+            self._writers = stack.enter_context(
+                tables.writers((f"{self._place}/{name}" for name in TABLES), self._root)
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -170,7 +171,8 @@ class RankingWriter:
 
     def _flush(self) -> None:
         for name, rows in self._rows.items():
-            self._writers[name].append(tables.table(self._writers[name].name).frame(rows))
+            writer = self._writers[f"{self._place}/{name}"]
+            writer.append(writer.table.frame(rows))
             rows.clear()
         self._held.clear()
 

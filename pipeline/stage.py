@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import sqlite3
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from safetensors import SafetensorError
+
 from pipeline.errors import CertrankError, FailureClass, printable
 from pipeline.files import clear_failure, work_lock, write_failure
 from pipeline.params import Params, load_params
 
 T = TypeVar("T")
+
+_FULL = re.compile(r"disk is full|\(os error (?:28|122)\)")
 
 
 def run(name: str, main: Callable[[Params], None]) -> None:
@@ -31,16 +37,22 @@ def run(name: str, main: Callable[[Params], None]) -> None:
             main(load_params())
     except CertrankError as error:
         _fail(name, error.failure_class, str(error), error.exit_code)
-    except OSError as error:
-        what = f"{error.filename or 'disk'}: {os.strerror(error.errno or 0)}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _fail(name, "transient", what, 75)
-        if error.errno in (errno.EROFS, errno.EACCES):
-            _fail(name, "data", what, 1)
-        _fail(name, "bug", f"{type(error).__name__}: {error}", 1)
     except Exception as error:  # noqa: BLE001 - the one place that reports a bug
+        if disk_full(error):
+            place = getattr(error, "filename", None) or "disk"
+            what = f"{place}: {os.strerror(errno.ENOSPC)}; free some space, then run it again"
+            _fail(name, "transient", what, 75)
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+            _fail(name, "data", f"{error.filename or 'disk'}: {os.strerror(error.errno)}", 1)
         _fail(name, "bug", f"{type(error).__name__}: {error}", 1)
     print(f"{name}: done in {time.monotonic() - started:.1f} s", file=sys.stderr)
+
+
+def disk_full(error: Exception) -> bool:
+    """Whether a write failed for want of space; SQLite and safetensors have errors of their own for it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, sqlite3.OperationalError | SafetensorError) and bool(_FULL.search(str(error)))
 
 
 def _fail(name: str, failure_class: FailureClass, message: str, code: int) -> None:
@@ -50,7 +62,8 @@ def _fail(name: str, failure_class: FailureClass, message: str, code: int) -> No
     try:
         write_failure(name, failure_class, message)
     except OSError as error:
-        print(f"{name}: the failure class could not be recorded: {error}", file=sys.stderr)
+        if not (failure_class == "transient" and disk_full(error)):  # else the line above has said it
+            print(f"{name}: the failure class could not be recorded: {error}", file=sys.stderr)
     raise SystemExit(code)
 
 

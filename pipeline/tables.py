@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import TableError
+from pipeline.files import partial_path
 
 ROW_GROUP = 32_768
 SHARD_WINDOWS = 256
@@ -167,6 +168,23 @@ _ALL = (
     _table("roster/<setting>/arguments", "The extractor's role hypotheses for these mentions.", (
         _WINDOW, _c("event_id", STR, "of extract/events"), _c("mention_id", STR, "of this roster"), _ROLE, _CONF,
     ), "window_id event_id mention_id role", "window_id event_id mention_id role"),
+    # ---- heldout: what the second extractor says, for the audit alone ------------------------------------------------
+    _table("heldout/windows", "Windows that the held-out extractor read: the ranked ones of the audited splits; none "
+           "where there is no such extractor.", (
+        _WINDOW, _c("words", INT, "words of its texts"), _c("hidden", INT, "of these, hidden as names"),
+    ), "window_id", "window_id"),
+    _table("heldout/events", "Event mentions that it found, one row per (span, type) hypothesis.", (
+        _WINDOW, _c("event_id", STR, "unique in the corpus"), *_SPAN, _SURFACE, _c("type", STR, "event type"), _CONF,
+        _c("order", INT, "rank in the window's order, as in extract/events"),
+    ), "window_id doc_id start end event_id", "event_id"),
+    _table("heldout/relations", "Relations that it found between events.", (
+        _WINDOW, _c("head_event_id", STR, "from"), _c("tail_event_id", STR, "to"),
+        _c("type", STR, "BEFORE, CAUSE, PRECONDITION or SUBEVENT"), _CONF,
+    ), "window_id head_event_id tail_event_id type", "head_event_id tail_event_id type"),
+    _table("heldout/<setting>/arguments", "The roles of a roster's mentions that it believes.", (
+        _WINDOW, _c("event_id", STR, "of heldout/events"), _c("mention_id", STR, "of roster/<setting>/mentions"), _ROLE,
+        _CONF,
+    ), "window_id event_id mention_id role", "window_id event_id mention_id role"),
     # ---- trajectories ------------------------------------------------------------------------------------------------
     _table("trajectories/skeletons", "Plan skeletons of the registered intents, one row per slot.", (
         _INTENT, _c("version", INT, "of the intent"), _c("title", STR, "what it asks for"),
@@ -239,7 +257,9 @@ _ALL = (
         _c("system", STR, "ranking system"), _c("setting", STR, "roster setting"), _WINDOW, _INTENT,
         _c("rank", INT, "from 1"), _CAND, _c("grade", INT, "gold grade, null where no gold", True),
         _c("valid", BOOL, "validity v"), _c("reject_code", STR, "first reject code", True),
-        _c("recovered", STR, "candidate that the verifier recovers", True), _c("sigma", FLOAT, "support"),
+        _c("recovered", STR, "candidate that the verifier recovers", True),
+        _c("recovered_l3", STR, "candidate that it recovers by the held-out extractor; null also without one", True),
+        _c("sigma", FLOAT, "support"),
         _c("gold_gate", BOOL, "contains a minimal sufficient gold set", True), _c("characters", INT, "cited"),
     ), "system setting window_id intent_id rank", "system setting window_id intent_id rank"),
 )  # fmt: skip
@@ -282,14 +302,17 @@ class Writer:
         self.path = Path(file) if file is not None else path(name, root)
         self.rows = 0
         self._last: tuple[object, ...] | None = None
-        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = pq.ParquetWriter(
-            self._partial, self.table.arrow, compression="zstd", compression_level=3, version="2.6",
-            write_statistics=True, store_schema=False,
-        )  # fmt: skip
+        self._partial = partial_path(self.path)
+        try:
+            self._file = pq.ParquetWriter(
+                self._partial, self.table.arrow, compression="zstd", compression_level=3, version="2.6",
+                write_statistics=True, store_schema=False,
+            )  # fmt: skip
+        except OSError:
+            self._partial.unlink(missing_ok=True)
+            raise
         return self
 
     def append(self, frame: pl.DataFrame) -> None:
@@ -314,15 +337,31 @@ class Writer:
         self._file.write_table(frame.to_arrow().cast(self.table.arrow), row_group_size=ROW_GROUP)
         self.rows += frame.height
 
+    def finish(self) -> None:
+        """Write what is missing to the disk, still under the temporary name: whatever can fail, fails here."""
+        self._file.close()
+        with self._partial.open("rb") as file:
+            os.fsync(file.fileno())
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            self._file.close()
             if kind is None:
-                with self._partial.open("rb") as file:
-                    os.fsync(file.fileno())
+                self.finish()
                 self._partial.replace(self.path)
+            else:
+                self._file.close()
         finally:
             self._partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writers(names: Iterable[str], root: str | Path = "data") -> Iterator[dict[str, Writer]]:
+    """A writer per table; every table is complete on the disk before the first of them becomes visible."""
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(Writer(name, root)) for name in names}
+        yield opened
+        for writer in opened.values():
+            writer.finish()
 
 
 def write(name: str, frame: pl.DataFrame, root: str | Path = "data") -> None:
@@ -389,8 +428,9 @@ def read(name: str, root: str | Path = "data", windows: tuple[str, str] | None =
     return Reader(name, root).frame(windows)
 
 
-def shards(name: str, root: str | Path = "data", size: int = SHARD_WINDOWS) -> list[tuple[str, str]]:
-    """Runs of `size` consecutive windows of a table, as (first, last) window ids."""
+def shards(name: str, root: str | Path = "data", size: int | None = None) -> list[tuple[str, str]]:
+    """Runs of `size` (else `SHARD_WINDOWS`) consecutive windows of a table, as (first, last) window ids."""
+    size = SHARD_WINDOWS if size is None else size
     ids: list[str] = []
     for batch in Reader(name, root).batches(columns=["window_id"]):
         for value in batch["window_id"].unique(maintain_order=True).to_list():

@@ -38,7 +38,8 @@ class Failure:
     def line(self) -> str:
         """`place: window, intent, rank 2, candidate: [code] what`."""
         parts = [self.window_id, self.intent_id, f"rank {self.rank}" if self.rank else "", self.candidate_id]
-        return f"{self.place}: {', '.join(part for part in parts if part)}: [{self.code}] {self.what}"
+        where = ", ".join(part for part in parts if part)
+        return f"{self.place}: {where}{': ' if where else ''}[{self.code}] {self.what}"
 
 
 @dataclass(slots=True)
@@ -108,7 +109,8 @@ def verify(lists: Iterable[Listed], corpus: Corpus, limits: Limits, trajectories
         if listed.certified is None:
             error = listed.error
             assert error is not None  # a list is read or has an error
-            report.failures.append(Failure(listed.place, "", "", 0, "", error.code, error.what))
+            what = error.what.removeprefix(f"[{error.code}] ")
+            report.failures.append(Failure(listed.place, "", "", 0, "", error.code, what))
             continue
         rejected = {**check_documents(listed.certified, corpus, limits), **dict(listed.broken)}
         if trajectories is not None:

@@ -126,6 +126,25 @@ def test_it_is_built_when_first_asked() -> None:
     assert Path("data/catalog.duckdb").is_file()
 
 
+def test_a_refresh_hashes_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.as_posix())
+        return sha256_file(path)
+
+    monkeypatch.setattr(catalog, "sha256_file", count)
+    before = ask("select path, sha256 from versions order by path")
+    tables.write("extract/relations", tables.table("extract/relations").empty())
+    after = ask("select path, sha256 from versions order by path")
+    assert hashed == ["data/extract/relations.parquet"]
+    assert [a[0] for a, b in zip(after, before, strict=True) if a != b] == hashed
+    assert all(digest == sha256_file(str(path)) for path, digest in after)
+    Path("data/catalog.duckdb").write_bytes(b"broken")
+    assert ask("select path, sha256 from versions order by path") == after
+    assert len(hashed) == 1 + len(after)
+
+
 def test_it_is_not_rebuilt_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "build", lambda *_: pytest.fail("rebuilt"))
     assert ask("select count(*) from ingest.documents") == [(2,)]

@@ -375,6 +375,15 @@ def test_inspect_shows_ranking_and_highlighted_evidence(run: Run) -> None:
     assert "Bob met" not in brief
 
 
+def test_inspect_cuts_an_extremely_long_name(run: Run) -> None:
+    table = "rank/rm_attach/closed/rankings"
+    tables.write(table, tables.read(table).with_columns(lit("N" * 50_000).alias("name")))
+    code, out, _ = run("inspect", "w2")
+    assert code == 0
+    assert len(out) < 5_000
+    assert out.count("N") < 2 * inspection.SHORT + 20
+
+
 def test_inspect_as_json(run: Run) -> None:
     out = run("inspect", "w2", "--system", "oracle", "--setting", "hybrid", "--json")[1]
     (value,) = json.loads(out)
@@ -401,6 +410,20 @@ def test_inspect_says_why_there_is_nothing(run: Run, args: list[str], message: s
     code, out, err = run("inspect", *args)
     assert (code, out) == (1, "")
     assert message in err
+
+
+def test_inspect_takes_the_first_roster_with_a_candidate(run: Run) -> None:
+    """Without annotation the closed roster is empty, and nothing is ranked in it."""
+    tiny.change(Path("data"), "roster/windows", lit(0).alias("n_closed"))
+    rankings = tables.path("rank/rm_attach/closed/rankings")
+    tables.write("rank/rm_attach/closed/rankings", tables.read("rank/rm_attach/closed/rankings").clear())
+    assert rankings.is_file()
+    code, out, _ = run("inspect", "w2")
+    assert code == 0
+    assert "predicted roster of 4" in out
+    code, _, err = run("inspect", "w2", "--setting", "closed")
+    assert code == 1
+    assert "nobody stands in the closed roster of window 'w2'; one of predicted, hybrid" in err
 
 
 def test_inspect_says_why_a_window_was_dropped(run: Run) -> None:
@@ -510,6 +533,13 @@ def test_an_incomplete_model_is_not_kept(run: Run) -> None:
     assert not Path("models/fitted/a").exists()
 
 
+def test_a_list_that_cannot_be_read_is_one_plain_line(run: Run) -> None:
+    Path("x.jsonl").write_text('{"window_id": "w", "window_id": "w"}\n', encoding="utf-8")
+    code, out, _ = run("verify", "x.jsonl", "--setting", "closed")
+    assert code == 1
+    assert out.startswith("x.jsonl:1: [duplicate_key] key 'window_id' stands twice")
+
+
 # ---- doctor ---------------------------------------------------------------------------------------------------------
 
 
@@ -561,6 +591,33 @@ def test_doctor_sees_data_changed_after_its_check(run: Run) -> None:
     assert (finding["level"], finding["what"]) == (
         "fail", "1 tables changed after they were checked, first extract/events",
     )  # fmt: skip
+
+
+def test_doctor_sees_a_model_that_was_changed_or_lost_a_file(run: Run) -> None:
+    with publish_directory("models/reward") as folder:
+        (folder / "config.json").write_text("{}")
+        (folder / "README.md").write_text("A card.")
+    (finding,) = findings(run)["models"]
+    assert (finding["level"], finding["what"]) == ("ok", "1 models are as they were published")
+    Path("models/reward/README.md").write_text("Another card.")
+    (finding,) = findings(run)["models"]
+    assert finding["level"] == "fail"
+    assert finding["what"].startswith("models/reward/README.md: this file was changed after it was published")
+    Path("models/reward/README.md").unlink()
+    assert "a file of this artifact is missing" in findings(run)["models"][0]["what"]
+    Path("models/reward/_COMPLETE").write_text("{")
+    assert "models/reward/_COMPLETE: not valid JSON" in findings(run)["models"][0]["what"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"tables": 3}', "{"])
+def test_doctor_sees_a_broken_answer_of_a_check(run: Run, content: str) -> None:
+    Path("data/quality").mkdir()
+    Path("stages/extract").mkdir(parents=True)
+    Path("stages/extract/expectations.yaml").write_text("tables: {}")
+    Path("data/quality/extract.json").write_text(content)
+    (finding,) = findings(run)["quality"]
+    assert finding["level"] == "fail"
+    assert "data/quality/extract.json" in finding["what"]
 
 
 def test_doctor_sees_rankings_built_for_another_intent(run: Run) -> None:

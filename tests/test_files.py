@@ -69,7 +69,26 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
     assert read_json(target) == {"old": 1}
     left = [p.name for p in tmp_path.iterdir() if p != target]
-    assert all(name.startswith(".a.json.") and name.endswith(".partial") for name in left)
+    assert len(left) == 1
+    assert left[0].startswith(".a.json.") and left[0].endswith(".partial")
+    write_json(target, {"new": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]  # the next writer has swept it
+
+
+def test_only_the_same_targets_leftovers_of_dead_processes_are_swept(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()  # reaped: nobody has its id now
+    dead, alive = f"{child.pid}.partial", f"{os.getppid()}.partial"
+    (tmp_path / f".a.{dead}").mkdir()
+    (tmp_path / f".a.{dead}" / "half").write_text("x")
+    (tmp_path / f".a.{99**9}.partial").write_text("an id that no system can have")
+    kept = [f".a.{alive}", f".b.{dead}", f".a.b.{dead}", ".a.x.partial", f"a.{dead}"]
+    for name in kept:
+        (tmp_path / name).write_text("x")
+    with publish_directory(tmp_path / "a") as folder:
+        (folder / "new").write_text("y")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "a"])
+    check_complete(tmp_path / "a")
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,9 +84,9 @@ def test_checks_import_no_stage() -> None:
     [
         ("data/ingest/gold/test", {"check_ingest", "reference", "audit"}),
         ("data/ingest/gold/cal", {"check_ingest", "reference", "audit"}),
-        ("data/ingest/gold/tune", {"check_ingest", "reference", "audit", "extract"}),
-        ("data/ingest/gold/train", {"check_ingest", "reference", "audit", "extract"}),
-        ("data/ingest/roster.parquet", {"check_ingest", "check_reference", "reference", "audit", "roster"}),
+        ("data/ingest/gold/tune", {"check_ingest", "reference", "audit", "extract", "heldout"}),
+        ("data/ingest/gold/train", {"check_ingest", "reference", "audit", "extract", "heldout"}),
+        ("data/ingest/roster.parquet", {"check_ingest", "check_reference", "reference", "audit", "roster", "heldout"}),
         ("data/reference/audit", {"check_reference", "rank_oracle", "audit", "report"}),
         ("data/reference/tune", {"check_reference", "reward"}),
         ("data/reference/train", {"check_reference", "reward"}),
@@ -106,6 +106,29 @@ def test_what_ranks_sees_no_label_outside_train_and_tune(name: str) -> None:
     for stage in {*upstream_by_data(name), name} - {"ingest", "reference"}:
         for dep in STAGES[stage].data_deps:
             assert not any(overlap(dep, path) for path in forbidden), (stage, dep)
+
+
+AUDITING = {"audit", "check_audit", "report", "check_report"}
+
+
+def test_the_held_out_extractor_is_heard_by_the_audit_alone() -> None:
+    """No stage but the audit reads its model or its tables, and no other stage is anywhere downstream of it: neither
+    rankings nor policies nor rewards can fit themselves to what will judge them."""
+    assert readers("data/heldout") == {"check_heldout", "audit"}
+    assert readers("models/heldout") == {"check_heldout"}
+    assert readers("data/quality/heldout.json") == {"audit"}
+    downstream = {name for name in STAGES if "heldout" in upstream(name)}
+    assert {"audit", "check_heldout"} <= downstream <= {"check_heldout", *AUDITING}
+    for name in set(STAGES) - {"heldout", *AUDITING}:
+        assert not [path for path in code_closure(STAGES[name].module, ROOT) if path.startswith("stages/heldout/")]
+
+
+def test_the_held_out_extractor_hears_nobody_of_what_it_judges() -> None:
+    """It shares the corpus, the annotation of train and tune, and the rosters; not what the extractor said."""
+    deps = STAGES["heldout"].data_deps
+    for path in ("data/extract", "models/extract", "data/trajectories", "data/reference", "models/reward", "data/rank",
+                 "data/ingest/gold/test", "data/ingest/gold/cal"):  # fmt: skip
+        assert not [dep for dep in deps if overlap(dep, path)], path
 
 
 def upstream_by_data(name: str) -> set[str]:

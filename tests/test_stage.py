@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from pipeline import stage
 from pipeline.errors import DataError, TransientError
@@ -77,7 +79,41 @@ def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, record = outcome("extract", fail(OSError(errno.ENOSPC, "x", "data/extract/events.parquet")))
     assert (code, record["class"]) == (75, "transient")
     err = capsys.readouterr().err
-    assert err == f"extract: error: data/extract/events.parquet: {os.strerror(errno.ENOSPC)}\n"
+    place = f"data/extract/events.parquet: {os.strerror(errno.ENOSPC)}"
+    assert err == f"extract: error: {place}; free some space, then run it again\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("database or disk is full"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_under_a_library_with_errors_of_its_own(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, record = outcome("reward", fail(error))
+    assert (code, record["class"]) == (75, "transient")
+    expected = f"reward: error: disk: {os.strerror(errno.ENOSPC)}; free some space, then run it again\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_other_errors_of_these_libraries_are_bugs() -> None:
+    assert outcome("reward", fail(sqlite3.OperationalError("no such table: line")))[1]["class"] == "bug"
+
+
+def test_a_disk_too_full_to_record_the_failure_is_still_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stage, "write_failure", full)
+    with pytest.raises(SystemExit) as caught:
+        stage.run("extract", fail(OSError(errno.ENOSPC, "x")))
+    assert caught.value.code == 75
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_full_disk_under_arrow_is_recognised() -> None:

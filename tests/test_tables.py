@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -266,3 +267,55 @@ def test_batches_are_bounded(tmp_path: Path) -> None:
     batches = list(Reader(NAME, tmp_path).batches(7))
     assert [b.height for b in batches] == [7, 7, 6]
     assert pl.concat(batches).equals(tables.read(NAME, tmp_path))
+
+
+def test_a_shard_has_as_many_windows_as_the_constant_says_when_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.write(NAME, rows("a", "b", "c"), tmp_path)
+    assert tables.shards(NAME, tmp_path) == [("a", "c")]
+    monkeypatch.setattr(tables, "SHARD_WINDOWS", 2)
+    assert tables.shards(NAME, tmp_path) == [("a", "b"), ("c", "c")]
+
+
+def test_what_a_killed_writer_left_is_swept_by_the_next_one(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()  # reaped: nobody has its id now
+    path = tables.path(NAME, tmp_path)
+    path.parent.mkdir(parents=True)
+    path.with_name(f".{path.name}.{child.pid}.partial").write_bytes(b"PAR1 half")
+    tables.write(NAME, rows("a"), tmp_path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_no_table_of_a_group_appears_before_all_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up at the last footer must not leave the tables before it as if the stage had succeeded."""
+    names = [f"ingest/gold/{split}/labelled" for split in ("train", "tune", "test")]
+    finish = Writer.finish
+
+    def full(writer: Writer) -> None:
+        if writer.name == names[-1]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finish(writer)
+
+    monkeypatch.setattr(Writer, "finish", full)
+    with pytest.raises(OSError, match="No space left"), tables.writers(names, tmp_path) as opened:
+        for name in names:
+            opened[name].append(rows("a"))
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    monkeypatch.undo()
+    with tables.writers(names, tmp_path) as opened:
+        for name in names:
+            opened[name].append(rows("a"))
+    assert all(tables.read(name, tmp_path).equals(rows("a")) for name in names)
+
+
+def test_a_table_that_cannot_even_be_begun_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"PAR1")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "ParquetWriter", full)
+    with pytest.raises(OSError, match="No space left"), Writer(NAME, tmp_path):
+        pass
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

@@ -2,8 +2,9 @@
 
 Nothing that a system's stage says about itself is believed. For each kept (window, intent) and each roster setting the
 audit parses nothing and repairs nothing: it resolves the cited spans, checks validity, runs the verifier, applies the
-gold gate, damages the certificates in known ways (`counterfactuals.py`), and sweeps the verifier's thresholds. Figures
-are means over instances with a paired bootstrap over windows; one matrix of resamples serves all systems and settings.
+gold gate, asks the same verifier again with what a held-out extractor read (level L3), damages the certificates in
+known ways (`counterfactuals.py`), and sweeps the verifier's thresholds. Figures are means over instances with a paired
+bootstrap over windows; one matrix of resamples serves all systems and settings.
 
 On a corpus without gold the labelled metrics are null with n = 0 and the label-free ones are computed over every
 (window, intent) in which some candidate has an extracted target event.
@@ -17,6 +18,7 @@ instances and entries. docs/metrics.md defines every figure. Run it with `dvc re
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,10 +34,12 @@ from pipeline.rankings import count_windows
 from pipeline.skeletons import MICRO, Intent, intents_from_table
 from pipeline.stage import progress, run
 from pipeline.tables import Reader, Writer
+from pipeline.verifier import NONE
 from pipeline.windows import Window, load_windows
 from stages.audit import extraction, plots, summary
 from stages.audit.cases import Case, View
 from stages.audit.counterfactuals import TESTS
+from stages.audit.heldout import HeldoutReader
 from stages.audit.inputs import Key, Listed, ListReader, ReferenceReader, Shard
 from stages.audit.lists import Judged, judge, lax_verdicts, scores
 from stages.audit.summary import Cell
@@ -56,7 +60,9 @@ def main(params: Params) -> None:
         print("  no graded instance in the audited splits: label-free metrics only", file=sys.stderr)
     results: dict[Cell, Results] = {(system, setting): Results() for system in systems for setting in settings}
     judged_windows: set[str] = set()
-    SCRATCH.mkdir(parents=True, exist_ok=True)
+    # What a killed run left; the stage's lock keeps others out.
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+    SCRATCH.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
         for setting in settings:
             judged_windows |= audit_setting(setting, systems, params, reference, results, Path(scratch))
@@ -79,6 +85,9 @@ def audit_setting(
     """
     intents = {intent.intent_id: intent for intent in intents_from_table(tables.read("trajectories/skeletons"))}
     readers = {system: ListReader(system, setting) for system in systems}
+    heldout = HeldoutReader(setting)
+    if not heldout.present:
+        print(f"  {setting}: nothing was read by a held-out extractor: L3 is null", file=sys.stderr)
     total = count_windows(params.rank.splits)
     ticks = progress(range(total), f"audit {setting}, windows", total)
     seen: set[str] = set()
@@ -91,6 +100,7 @@ def audit_setting(
             by_id = {window.window_id: window for window in windows}
             gold = reference.gold(shard, setting)
             keys = label_free_keys(windows, intents) if reference.label_free else [k for k in gold if k[0] in by_id]
+            read = heldout.steps(shard)
             lists = {system: reader.lists(shard, by_id) for system, reader in readers.items()}
             rows: dict[str, Rows] = {system: {name: [] for name in TABLES} for system in systems}
             view: View | None = None
@@ -98,7 +108,7 @@ def audit_setting(
                 window_id, intent_id = key
                 seen.add(window_id)
                 if view is None or view.window.window_id != window_id:
-                    view = View(by_id[window_id])
+                    view = View(by_id[window_id], heldout.of(read, window_id))
                     next(ticks)
                 case = Case(view, intents[intent_id], params, gold.get(key))
                 for system in systems:
@@ -168,10 +178,12 @@ def entry_rows(
 ) -> Iterator[tuple[object, ...]]:
     """Rows of `audit/entries` for one list."""
     grades = case.grades(listed.ranking)
-    for i, (entry, facts, verdict) in enumerate(zip(listed.entries, judged.facts, judged.verdicts, strict=True)):
+    verdicts_l3 = judged.verdicts_l3 or [NONE] * len(listed.entries)
+    rows = zip(listed.entries, judged.facts, judged.verdicts, verdicts_l3, strict=True)
+    for i, (entry, facts, verdict, verdict_l3) in enumerate(rows):
         yield (
             *place, i + 1, entry.candidate_id, grades[i] if case.gold else None, facts.code is None, facts.code,
-            verdict.candidate_id, facts.sigma / MICRO, facts.gold_gate, facts.characters,
+            verdict.candidate_id, verdict_l3.candidate_id, facts.sigma / MICRO, facts.gold_gate, facts.characters,
         )  # fmt: skip
 
 
@@ -182,11 +194,11 @@ def part(name: str, system: str, setting: str) -> str:
 
 def merge_tables(cells: Sequence[Cell], scratch: Path) -> None:
     """Join the waiting parts of `instances` and `entries` in the tables' order."""
-    for name in TABLES:
-        with Writer(f"audit/{name}") as writer:
+    with tables.writers([f"audit/{name}" for name in TABLES]) as writers:
+        for name in TABLES:
             for cell in cells:
                 for batch in Reader(f"audit/{name}", file=scratch / part(name, *cell)).batches(tables.ROW_GROUP):
-                    writer.append(batch)
+                    writers[f"audit/{name}"].append(batch)
 
 
 def write_figures(
@@ -207,7 +219,7 @@ def write_figures(
     files.write_json(out / "differences.json", differences)
     files.write_json(out / "counterfactuals.json", tests)
     files.write_json(out / "sweep.json", thresholds)
-    files.write_json(out / "extraction.json", extraction.scores(params.roster.settings))
+    files.write_json(out / "extraction.json", extraction.scores(params))
     files.write_json(
         out / "summary.json",
         {

@@ -61,10 +61,15 @@ class EntryFacts:
 
 
 class View:
-    """What all instances of one window share."""
+    """What all instances of one window share.
 
-    def __init__(self, window: Window) -> None:
-        self.window = window
+    Args:
+        window: with its roster and trajectories.
+        heldout: what the held-out extractor reads there instead, None where there is no such extractor.
+    """
+
+    def __init__(self, window: Window, heldout: Sequence[Step] | None = None) -> None:
+        self.window, self.heldout = window, heldout
         self.local = {c.candidate_id: c.local_id for c in window.candidates}
         self.position = {doc_id: i for i, doc_id in enumerate(window.documents)}
 
@@ -109,24 +114,31 @@ class Case:
         window = view.window
         self.limits = Limits.of(params.verifier)
         self.accept, self.margin = round(params.verifier.accept * MICRO), round(params.verifier.margin * MICRO)
-        self.verifier = self._verifier(self.accept, self.margin)
+        self.verifier = self._verifier(self.accept, self.margin, window.steps)
         self.ideal = metrics.ideal_dcg(gold.pool, window.k) if gold else 0.0
         self._gold_iou = params.audit.gold_iou
         self._slots = {slot.slot_id: slot for slot in intent.skeleton.slots}
         self._codes: dict[Entry, str | None] = {}
         self._verdicts: dict[Bundles, list[Verdict]] = {}
+        self._verdicts_l3: dict[Bundles, list[Verdict]] = {}
         self._facts: dict[Entry, EntryFacts] = {}
         self._memo: dict[tuple[str, Entry], object] = {}
         self._support: dict[tuple[Span, ...], dict[str, int]] = {}
 
-    def _verifier(self, accept: int, margin: int) -> Verifier:
+    def _verifier(self, accept: int, margin: int, steps: Sequence[Step]) -> Verifier:
         candidates = [c.candidate_id for c in self.window.candidates]
-        return Verifier(candidates, self.window.steps, self.intent.skeleton, accept, margin)
+        return Verifier(candidates, steps, self.intent.skeleton, accept, margin)
 
     @cached_property
     def lax(self) -> Verifier:
         """The verifier without thresholds: assignments with their support and margin, for the sweep."""
-        return self._verifier(0, 0)
+        return self._verifier(0, 0, self.window.steps)
+
+    @cached_property
+    def heldout(self) -> Verifier | None:
+        """Level L3: the same verifier with the atoms of the held-out extractor."""
+        steps = self.view.heldout
+        return None if steps is None else self._verifier(self.accept, self.margin, steps)
 
     @cached_property
     def certifiable(self) -> int:
@@ -157,9 +169,21 @@ class Case:
             self._verdicts[bundles] = self.verifier.verify(bundles)
         return self._verdicts[bundles]
 
+    def verdicts_l3(self, entries: Sequence[Entry]) -> list[Verdict] | None:
+        """The same of a list's entries at level L3; None without a held-out extractor."""
+        if self.heldout is None:
+            return None
+        bundles = tuple(entry.spans for entry in entries)
+        if bundles not in self._verdicts_l3:
+            self._verdicts_l3[bundles] = self.heldout.verify(bundles)
+        return self._verdicts_l3[bundles]
+
     def gates(self, entries: Sequence[Entry]) -> list[bool]:
         """Per entry: valid, and recovered by the verifier from its spans alone."""
-        verdicts = self.verdicts(tuple(entry.spans for entry in entries))
+        return self.accepted(entries, self.verdicts(tuple(entry.spans for entry in entries)))
+
+    def accepted(self, entries: Sequence[Entry], verdicts: Sequence[Verdict]) -> list[bool]:
+        """Per entry: valid, and the verdict names its candidate."""
         return [
             self.code(entry) is None and verdict.candidate_id == entry.candidate_id
             for entry, verdict in zip(entries, verdicts, strict=True)

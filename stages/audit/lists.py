@@ -14,14 +14,19 @@ from stages.audit.inputs import Listed
 NO_CANDIDATE = "none"
 
 MEANS = (
-    "ndcg", "cert_ndcg", "cert_ndcg_gold", "cert_ndcg_l0", "cert_ndcg_l1", "evid_cons", "feasible", "dec_rec",
-    "dec_difference", "dec_tau", "parse_ok", "emitted", "valid", "sufficient", "minimal", "precision", "recall",
-    "iou_f1", "characters", "sufficiency", "comprehensiveness",
+    "ndcg", "cert_ndcg", "cert_ndcg_gold", "cert_ndcg_l0", "cert_ndcg_l1", "cert_ndcg_l3", "evid_cons", "evid_cons_l3",
+    "feasible", "dec_rec", "dec_difference", "dec_tau", "parse_ok", "emitted", "valid", "sufficient", "minimal",
+    "precision", "recall", "iou_f1", "characters", "sufficiency", "comprehensiveness",
 )  # fmt: skip
 """Metrics that are means over the instances in which they are defined, as named in metrics.json."""
 
-RATIOS = {"dec_delta": ("dec_difference", "cert_ndcg"), "dec_delta_evidence": ("evid_cons_lost", "evid_cons")}
-"""Metrics that are ratios of sums over lists with at least two entries: numerator and denominator per instance."""
+RATIOS = {
+    "dec_delta": ("dec_difference", "cert_ndcg"),
+    "dec_delta_evidence": ("evid_cons_lost", "evid_cons"),
+    "l3_agrees": ("certified_by_both", "certified"),
+}
+"""Metrics that are ratios of sums: numerator and denominator per instance. An instance whose numerator is None is left
+out; those of DEC-delta are None for lists under two entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Judged:
         gates: per emitted entry, whether it counts in CertNDCG.
         facts: per emitted entry.
         verdicts: per emitted entry.
+        verdicts_l3: the same at level L3, None without a held-out extractor.
         coupled: whether the list has the two entries that DEC-delta needs.
         claims: per emitted entry: local id that it names, and local id that the verifier recovers or "none".
         disagreements: entries that the system's stage called certified and the audit does not, or the reverse.
@@ -42,6 +48,7 @@ class Judged:
     gates: list[bool]
     facts: list[EntryFacts]
     verdicts: list[Verdict]
+    verdicts_l3: list[Verdict] | None
     coupled: bool
     claims: list[tuple[str, str]]
     disagreements: int
@@ -52,6 +59,7 @@ def judge(case: Case, listed: Listed) -> Judged:
     window, entries, k = case.window, listed.entries, case.window.k
     gates = case.gates(entries)
     verdicts = case.verdicts(tuple(entry.spans for entry in entries))
+    verdicts_l3 = case.verdicts_l3(entries)
     facts = [case.facts(entry) for entry in entries]
     local = case.view.local
     certified, consistent = case.certified(listed.ranking, gates), metrics.evid_cons(gates, k)
@@ -80,12 +88,14 @@ def judge(case: Case, listed: Listed) -> Judged:
         "cert_ndcg_l0": case.certified(listed.ranking, [f.l0 for f in facts]),
         "cert_ndcg_l1": case.certified(listed.ranking, [f.l1 for f in facts]),
         **_coupling(case, listed, certified, consistent),
+        **_heldout(case, listed, gates, None if verdicts_l3 is None else case.accepted(entries, verdicts_l3)),
     }
     return Judged(
         values,
         gates,
         facts,
         verdicts,
+        verdicts_l3,
         len(entries) >= 2,
         [
             (local[e.candidate_id], NO_CANDIDATE if v.candidate_id is None else local[v.candidate_id])
@@ -125,6 +135,22 @@ def _coupling(case: Case, listed: Listed, certified: float | None, consistent: f
     return {
         "dec_difference": None if certified is None or after is None else certified - after,
         "evid_cons_lost": consistent - metrics.evid_cons(gates, case.window.k),
+    }
+
+
+def _heldout(
+    case: Case, listed: Listed, gates: Sequence[bool], gates_l3: Sequence[bool] | None
+) -> dict[str, float | None]:
+    """CertNDCG and EvidCons under the gates of L3, and how many certified entries those confirm; None without any."""
+    if gates_l3 is None:
+        return dict.fromkeys(("cert_ndcg_l3", "evid_cons_l3", "certified", "certified_by_both"))
+    certified = sum(gates)
+    both = sum(a and b for a, b in zip(gates, gates_l3, strict=True))
+    return {
+        "cert_ndcg_l3": case.certified(listed.ranking, gates_l3),
+        "evid_cons_l3": metrics.evid_cons(gates_l3, case.window.k),
+        "certified": certified,
+        "certified_by_both": both if certified else None,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.metrics import Estimate
 from stages.audit.summary import Cell, Figures
 
-SHOWN = ("ndcg", "cert_ndcg", "cert_ndcg_gold", "evid_cons", "feasible", "dec_tau", "dec_mi")
+SHOWN = ("ndcg", "cert_ndcg", "cert_ndcg_gold", "cert_ndcg_l3", "evid_cons", "feasible", "dec_tau", "dec_mi")
 BARS = ("cert_ndcg", "cert_ndcg_gold", "evid_cons")
 """Metrics that have a bar chart of their own."""
 

@@ -76,8 +76,7 @@ class Results:
         for name in MEANS:
             tally.add(name, window_id, values[name])
         for name, (num, den) in RATIOS.items():
-            if judged.coupled:
-                tally.add(name, window_id, values[num], values[den])
+            tally.add(name, window_id, values[num], values[den])
         for claimed, recovered in judged.claims:
             self.windows.append(window_id)
             self.claimed.append(claimed)

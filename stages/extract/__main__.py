@@ -3,7 +3,8 @@
     python -m stages.extract
 
 Fit on gold/train, calibrate on gold/tune, publish the model, read the corpus shard by shard. Gold of other splits is
-never opened. With `extract.from: NAME` the model models/fitted/NAME/extract is used as it is and nothing is fitted.
+never opened. Train windows are read by models of the other half of them (folds.py). With `extract.from: NAME` the model
+models/fitted/NAME/extract is used and nothing is fitted; the floors are those of params.yaml.
 
 A finished shard is kept under data/.work/extract/<input hash>/ until the stage ends, so a run that was killed goes on
 where it stopped and gives the same bytes.
@@ -11,11 +12,10 @@ where it stopped and gives the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -25,32 +25,34 @@ from pipeline.errors import DataError, ParamError
 from pipeline.graph import code_closure
 from pipeline.params import Params
 from pipeline.windows import stable_seed
+from stages.extract.annotated import FOLDS, INPUTS, Annotated, add_triggers, drawn, fold_of, read_annotated, windows_of
 from stages.extract.card import write_card
-from stages.extract.fit import Corpus, fit_extractor
-from stages.extract.linear import Floors, LinearExtractor
-from stages.extract.storage import CONFIG, WEIGHTS, load_extractor, save_extractor
+from stages.extract.fit import Corpus, cross_fit, fit_extractor
+from stages.extract.folds import CrossFitted, Extractor
+from stages.extract.linear import Floors
+from stages.extract.models import load_extractor, model_files, save_extractor
 
 MODEL = Path("models/extract")
 FITTED = Path("models/fitted")
 OUTPUTS = ("mentions", "events", "arguments", "relations")
-INPUTS = ("ingest/documents", "ingest/sentences")
 Frames = dict[str, pl.DataFrame]
 
 
 def main(params: Params) -> None:
     """Fit or adopt the model, then apply it."""
+    floors = Floors(params.extract.trigger_floor, params.extract.mention_floor, params.extract.lattice)
     if params.extract.from_:
-        adopt(params.extract.from_)
+        adopt(params.extract.from_, floors)
     else:
-        fit(params)
+        fit(params, floors)
     apply(load_extractor(MODEL), tables.shards("ingest/documents"))
 
 
 # ---- the model -----------------------------------------------------------------------------------------------------
 
 
-def adopt(name: str) -> None:
-    """Publish a model that was fitted before, unchanged.
+def adopt(name: str, floors: Floors) -> None:
+    """Publish a model that was fitted before, with these floors.
 
     Raises:
         ParamError: there is none of that name.
@@ -60,78 +62,101 @@ def adopt(name: str) -> None:
         raise ParamError("no extractor is kept under this name", file=kept, field="extract.from",
                          mend="`certrank models keep NAME` keeps one")  # fmt: skip
     files.check_complete(kept)
-    load_extractor(kept)
+    model = load_extractor(kept).with_floors(floors)
     with files.publish_directory(MODEL) as folder:
-        for file in (WEIGHTS, CONFIG, "README.md"):
-            shutil.copyfile(kept / file, folder / file)
+        save_extractor(folder, model)
+        shutil.copyfile(kept / "README.md", folder / "README.md")
 
 
-def fit(params: Params) -> None:
+def fit(params: Params, floors: Floors) -> None:
     """Fit on train, calibrate on tune (on a tenth of train where tune holds no event), publish.
 
     Raises:
         DataError: no event of the train split is annotated.
     """
-    windows = drawn(windows_of("train"), params.extract.train_windows, params.seed)
-    held_out = drawn(windows_of("tune"), params.extract.train_windows, params.seed)
-    gold = read_gold("tune", held_out)
-    if gold["events"].is_empty():
-        held_out = {w for w in windows if stable_seed("held out", params.seed, w) % 10 == 0}
-        windows -= held_out
-        gold = read_gold("train", held_out)
-    train_gold = read_gold("train", windows)
-    if train_gold["events"].is_empty():
+    data, held_out = read_splits(params)
+    if params.extract.triggers:
+        data = add_triggers(data, params.extract.triggers)
+    FIT[params.extract.model](data, held_out, floors, params)
+
+
+def read_splits(params: Params) -> tuple[Annotated, Annotated]:
+    """What is fitted on and what is held out; at most `extract.train_windows` windows each."""
+    most, seed = params.extract.train_windows, params.seed
+    windows = drawn(windows_of("train"), most, seed)
+    held_out = read_annotated("tune", drawn(windows_of("tune"), most, seed))
+    if held_out.gold["events"].is_empty():
+        aside = {w for w in windows if stable_seed("held out", seed, w) % 10 == 0}
+        windows -= aside
+        held_out = read_annotated("train", aside)
+    data = read_annotated("train", windows)
+    if data.gold["events"].is_empty():
         raise DataError(
             "no event of the train split is annotated, so no extractor can be fitted", file="data/ingest/gold/train",
             mend="set extract.from to a model kept under models/fitted/",
         )  # fmt: skip
-    train, tune = corpus(windows, train_gold), corpus(held_out, gold)
-    floors = Floors(params.extract.trigger_floor, params.extract.mention_floor, params.extract.lattice)
-    model = fit_extractor(train, tune, floors, lambda line: print(f"  {line}", file=sys.stderr))
+    return data, held_out
+
+
+def fit_linear(data: Annotated, held_out: Annotated, floors: Floors, params: Params) -> None:
+    """Fit and publish the linear extractor."""
+    train, tune = Corpus.read(data), Corpus.read(held_out)
+    if params.extract.cross_fit:
+        whole, folds = cross_fit(train, tune, floors, say)
+    else:
+        whole, folds = fit_extractor(train, tune, floors, say), ()
+    model: Extractor = CrossFitted(whole, folds, read_by(data)) if folds else whole
     with files.publish_directory(MODEL) as folder:
-        save_extractor(model, folder)
-        write_card(folder / "README.md", model, train, tune)
+        save_extractor(folder, model)
+        write_card(folder / "README.md", whole, train, tune, len(folds))
 
 
-def windows_of(split: str) -> set[str]:
-    """Ids of the windows of a split."""
-    found: set[str] = set()
-    for batch in tables.Reader("ingest/documents").batches(4096):
-        found.update(batch.filter(pl.col("split") == split)["window_id"].to_list())
-    return found
+def fit_encoder(data: Annotated, held_out: Annotated, floors: Floors, params: Params) -> None:
+    """Fit and publish the encoder extractor; a training that was killed goes on from its last checkpoint."""
+    # Imported here because torch takes seconds, and the linear model does without.
+    from stages.extract.encoder import card, fit
+    from stages.extract.encoder.model import EncoderExtractor
+
+    work = files.WORK / "extract_fit"
+    parts = {"whole": data}
+    if params.extract.cross_fit:
+        parts |= {str(fold): data.without(fold) for fold in FOLDS}
+    if any(part.gold["events"].is_empty() for part in parts.values()):
+        say("a half of the train windows holds no event: no cross-fitting")
+        parts = {"whole": data}
+    models: list[EncoderExtractor] = []
+    scores: list[fit.Scores] = []
+    for name, part in parts.items():
+        if len(parts) > 1:
+            say(f"model {len(models) + 1} of {len(parts)}: " + (name if name == "whole" else f"reads half {name}"))
+        model, score = fit.fit_encoder(part, held_out, floors, params.extract.encoder, params.seed, work / name, say)
+        models.append(model)
+        scores.append(score)
+    published = CrossFitted(models[0], tuple(models[1:]), read_by(data)) if len(models) > 1 else models[0]
+    with files.publish_directory(MODEL) as folder:
+        save_extractor(folder, published)
+        card.write_card(folder / "README.md", models[0], data, held_out, scores[0])
+    shutil.rmtree(work, ignore_errors=True)
 
 
-def drawn(windows: set[str], most: int, seed: int) -> set[str]:
-    """At most so many windows, drawn by hash, so that adding a window moves no other in."""
-    return set(sorted(windows, key=lambda w: (stable_seed("train", seed, w), w))[:most])
+FIT = {"linear": fit_linear, "encoder": fit_encoder}
 
 
-def read_gold(split: str, windows: Iterable[str]) -> Frames:
-    """Gold tables of some windows of a split."""
-    wanted = pl.Series(sorted(windows), dtype=pl.String).implode()
-    return {
-        name: tables.read(f"ingest/gold/{split}/{name}").filter(pl.col("window_id").is_in(wanted))
-        for name in tables.GOLD
-    }
+def read_by(data: Annotated) -> Mapping[str, int]:
+    """The fold of every document, by the sha256 of its text."""
+    rows = data.documents.select("sha256", "window_id").iter_rows()
+    return {digest: fold_of(window_id) for digest, window_id in rows}
 
 
-def corpus(windows: Iterable[str], gold: Frames) -> Corpus:
-    """The documents of some windows with their gold."""
-    wanted = pl.Series(sorted(windows), dtype=pl.String).implode()
-    documents, sentences = (
-        pl.concat(
-            [tables.table(name).empty(),
-             *(b.filter(pl.col("window_id").is_in(wanted)) for b in tables.Reader(name).batches(4096))]
-        )
-        for name in INPUTS
-    )  # fmt: skip
-    return Corpus.of(documents, sentences, gold)
+def say(line: str) -> None:
+    """Progress goes to stderr."""
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 # ---- applying it ---------------------------------------------------------------------------------------------------
 
 
-def apply(model: LinearExtractor, shards: list[tuple[str, str]]) -> None:
+def apply(model: Extractor, shards: list[tuple[str, str]]) -> None:
     """Read every shard, keep its rows, then publish the four tables."""
     work = files.WORK / "extract" / input_hash()
     for stale in work.parent.glob("*/"):
@@ -146,16 +171,15 @@ def apply(model: LinearExtractor, shards: list[tuple[str, str]]) -> None:
                 for name, frame in frames.items():
                     with tables.Writer(f"extract/{name}", file=partial / f"{name}.parquet") as writer:
                         writer.append(frame)
-    with contextlib.ExitStack() as stack:
-        writers = {name: stack.enter_context(tables.Writer(f"extract/{name}")) for name in OUTPUTS}
+    with tables.writers([f"extract/{name}" for name in OUTPUTS]) as writers:
         for number in range(len(shards)):
-            for name, writer in writers.items():
+            for name in OUTPUTS:
                 file = work / f"{number:06d}" / f"{name}.parquet"
-                writer.append(tables.Reader(f"extract/{name}", file=file).frame())
+                writers[f"extract/{name}"].append(tables.Reader(f"extract/{name}", file=file).frame())
     shutil.rmtree(work, ignore_errors=True)
 
 
-def read_shard(model: LinearExtractor, documents: pl.DataFrame, sentences: pl.DataFrame) -> Frames:
+def read_shard(model: Extractor, documents: pl.DataFrame, sentences: pl.DataFrame) -> Frames:
     """What the model finds in a shard: rows of the four tables."""
     analysis = model.analyse(documents, sentences)
     events, relations = model.events(analysis)
@@ -167,7 +191,7 @@ def read_shard(model: LinearExtractor, documents: pl.DataFrame, sentences: pl.Da
 def input_hash() -> str:
     """What the shards depend on: the model, the texts and the code that reads them."""
     digest = hashlib.sha256()
-    for path in (MODEL / WEIGHTS, MODEL / CONFIG, *(tables.path(name) for name in INPUTS)):
+    for path in (*model_files(MODEL), *(tables.path(name) for name in INPUTS)):
         digest.update(files.sha256_file(path).encode())
     root = Path(__file__).resolve().parents[2]
     for code in code_closure("stages.extract", root):

@@ -17,7 +17,7 @@ LIMITS = """\
 """
 
 
-def write_card(file: Path, model: LinearExtractor, train: Corpus, tune: Corpus) -> None:
+def write_card(file: Path, model: LinearExtractor, train: Corpus, tune: Corpus, folds: int) -> None:
     """Write the card as Markdown."""
     rows = [
         ("windows", len(set(train.text.window_ids)), len(set(tune.text.window_ids))),
@@ -28,6 +28,10 @@ def write_card(file: Path, model: LinearExtractor, train: Corpus, tune: Corpus) 
     ]
     table = "\n".join(f"| {name} | {a:,} | {b:,} |" for name, a, b in rows)
     roles = 0 if model.role is None else len(model.role.labels) - 1
+    read = (
+        f"The train windows themselves are read by {folds} models, each of the windows that it does not read (folds/)."
+        if folds else "The train windows are read by the model that was fitted on them: they are too few to be halved."
+    )  # fmt: skip
     write_text(file, f"""# Linear extractor
 
 Conditional random fields over hashed features find triggers and mentions; linear classifiers type them and give roles.
@@ -36,6 +40,8 @@ Conditional random fields over hashed features find triggers and mentions; linea
 | | fitted on | calibrated on |
 |---|---|---|
 {table}
+
+{read}
 
 Floors: events {model.floors.trigger}, mentions {model.floors.mention}, roles {model.floors.role}.
 Its precision, recall and F1 on every split stand in data/audit/extraction.json and in the report.

@@ -2,7 +2,8 @@
 
 Equal names are one: casefolded, determiners and a possessive stripped; a pronoun is nobody else. A name also joins the
 one longer name of its window that it abbreviates: by its last words (a surname), its first words (a firm's short name)
-or its initials. Where two longer names would do, it stays by itself.
+or its initials. Where two longer names would do, it stays by itself. A form of address is no part of a name, but
+tells apart: "Mrs Smith" is "Smith", unless there is a "Mr Smith", too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 
 import polars as pl
 
-from stages.ingest.clusters import DETERMINERS, name_key
+from stages.ingest.clusters import DETERMINERS, name_keys
 
 _WORD = re.compile(r"\w+")
 _POSSESSIVE = re.compile(r"(?<=\w)['’](?:s\b)?\s*\Z")
@@ -40,7 +41,7 @@ def cluster(surfaces: list[str]) -> list[int]:
     >>> cluster(["Ann Smith", "She", "Smith", "The International Monetary Fund", "she", "IMF"])
     [0, 1, 0, 3, 4, 3]
     """
-    keys = [_key(surface) for surface in surfaces]
+    keys = name_keys([_POSSESSIVE.sub("", surface) or surface for surface in surfaces])
     proper = {key: words for key, surface in zip(keys, surfaces, strict=True) if key and (words := _proper(surface))}
     longer = _abbreviations(proper)
     first: dict[str, int] = {}
@@ -56,10 +57,6 @@ def cluster(surfaces: list[str]) -> list[int]:
             seen.add(key)
         out.append(first.setdefault(key, i))
     return out
-
-
-def _key(surface: str) -> str | None:
-    return name_key(_POSSESSIVE.sub("", surface) or surface)
 
 
 def _proper(surface: str) -> tuple[str, ...]:
@@ -89,7 +86,6 @@ def _abbreviations(proper: dict[str, tuple[str, ...]]) -> dict[str, str]:
     for key, words in proper.items():
         whole = words[0] if len(words) == 1 and words[0].isupper() and len(words[0]) > 1 else None
         folded = tuple(word.casefold() for word in words)
-        # Titles are no part of a name: "Mr Smith" and "Smith" are compared as equals, too.
         names = by_short.get(folded, set()) | (by_short.get((whole,), set()) if whole else set())
         names = {name for name in names if name != key and len(proper[name]) > len(words)}
         # Of nested longer names (Ann Smith, Ann Smith Jones) only the maximal ones count as rivals.

@@ -2,6 +2,7 @@
 
 Models that read other models' output (mentions see triggers, roles see mentions) are trained on output for documents
 the other model was not fitted on: the train windows are halved, and each half is read by a model of the other half.
+The halves' models cost little more than that, so they are kept, and read the train split (see folds.py).
 Confidence is calibrated on the tune split; where it holds no event, on a tenth of the train windows set aside by hash.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.windows import stable_seed
+from stages.extract.annotated import Annotated, fold_of
 from stages.extract.calibrate import calibrate
 from stages.extract.crf import Posterior, Tagger, choose, fit_tagger, list_spans, tags_of
 from stages.extract.features import Words, lexical_rows, span_rows, token_rows, type_rows
@@ -56,6 +57,10 @@ class Corpus:
     gold: Gold
 
     @classmethod
+    def read(cls, data: Annotated) -> Corpus:
+        return cls.of(data.documents, data.sentences, data.gold)
+
+    @classmethod
     def of(cls, documents: pl.DataFrame, sentences: pl.DataFrame, gold: Frames) -> Corpus:
         text = read_text(documents, sentences)
         words = Words.of(text)
@@ -71,49 +76,74 @@ def fit_extractor(train: Corpus, held_out: Corpus, floors: Floors, say: Say) -> 
         floors: stored with the model.
         say: told what is being fitted.
     """
+    return _fit(train, held_out, floors, say, folds=False)[0]
+
+
+def cross_fit(
+    train: Corpus, held_out: Corpus, floors: Floors, say: Say
+) -> tuple[LinearExtractor, tuple[LinearExtractor, ...]]:
+    """The model of all train windows and, for each half of them, one of the other half; arguments as above.
+
+    Where a half holds no event there is nothing to fit on, and no model of a half.
+    """
+    whole, *folds = _fit(train, held_out, floors, say, folds=True)
+    return whole, tuple(folds)
+
+
+def _fit(train: Corpus, held_out: Corpus, floors: Floors, say: Say, folds: bool) -> list[LinearExtractor]:
     text, gold = train.text, train.gold
     half_T = _halves(text)
+    half_E = half_T[gold.event_first]
+    folds = folds and set(half_E.tolist()) == {0, 1}
+    # Which items a model is fitted on: all, or all but a half.
+    parts = (None, 0, 1) if folds else (None,)
     types = tuple(sorted(set(gold.event_type)))
     say(f"triggers: {len(gold.event_first)} in {int(gold.events_T.sum())} labelled words, {len(types)} types")
     halves = [_fit_trigger(train, gold.events_T & (half_T != h)) for h in (0, 1)]
     # The mean of the halves' weights is where fitting on everything starts: it saves half of the work.
-    trigger, trigger_type = _fit_trigger(train, gold.events_T, halves), _fit_type(train, types)
+    triggers = [_fit_trigger(train, gold.events_T, halves), *halves]
+    kinds = [_fit_type(train, types, _but(half_E, part)) for part in parts]
     read = _read_triggers(train, halves, half_T)
-    mention = mention_type = role = None
+    mentions: list[Tagger | None] = [None] * 3
+    sorts: list[Classifier | None] = [None] * 3
+    roles: list[Classifier | None] = [None] * 3
     allowed, reach = np.ones((len(types), 1), dtype=bool), 0
     if len(gold.mention_first):
         say(f"mentions: {len(gold.mention_first)} in {int(gold.mentions_T.sum())} labelled words")
         rows = np.hstack([train.rows, trigger_context(text, train.words, *read)])
-        tagger_halves = [_fit_mention(train, rows, gold.mentions_T & (half_T != h)) for h in (0, 1)]
-        mention = _fit_mention(train, rows, gold.mentions_T, tagger_halves)
-        mention_type = _fit_mention_type(train)
+        taggers = [_fit_mention(train, rows, gold.mentions_T & (half_T != h)) for h in (0, 1)]
+        mentions = [_fit_mention(train, rows, gold.mentions_T, taggers), *taggers]
+        half_M = half_T[gold.mention_first]
+        sorts = [_fit_mention_type(train, _but(half_M, part)) for part in parts]
         if gold.role_G:
-            posteriors = [tagger.posterior(rows, text.first_Q) for tagger in tagger_halves]
-            role, allowed, reach, n = _fit_role(train, types, posteriors, half_T, mention_type)
-            say(f"roles: {len(gold.role_G)} arguments, {n} pairs, {len(role.labels) - 1} roles")
+            posteriors = [tagger.posterior(rows, text.first_Q) for tagger in taggers]
+            pairs = _role_pairs(train, types, posteriors, half_T, sorts[0])
+            say(f"roles: {len(gold.role_G)} arguments, {len(pairs.role_P)} pairs, {len(pairs.labels) - 1} roles")
+            roles = [_fit_role(pairs, _but(pairs.half_P, part)) for part in parts]
+            allowed, reach = pairs.allowed, pairs.reach
     plain = Calibration((1.0, 1.0), 0.0)
-    model = LinearExtractor(
-        trigger,
-        trigger_type,
-        mention,
-        mention_type,
-        role,
-        allowed,
-        reach,
-        plain,
-        Calibration((1.0,), 0.0),
-        plain,
-        floors,
-    )
+    single = Calibration((1.0,), 0.0)
+    models = [
+        LinearExtractor(trigger, kind, mention, sort, role, allowed, reach, plain, single, plain, floors)
+        for trigger, kind, mention, sort, role in zip(triggers, kinds, mentions, sorts, roles, strict=False)
+    ]
     if not len(held_out.gold.event_first):
-        return model
-    analysis = model.analyse_words(held_out.text, held_out.words, held_out.rows)
-    return calibrate(model, analysis, held_out.gold)
+        return models
+    say(f"calibration: {len(held_out.gold.event_first)} events")
+    return [
+        calibrate(model, model.analyse_words(held_out.text, held_out.words, held_out.rows), held_out.gold)
+        for model in models
+    ]
+
+
+def _but(half_N: Ints, part: int | None) -> Ints:
+    """Indices of the items that are not of a half; all of them for None."""
+    return np.flatnonzero(half_N != part) if part is not None else np.arange(len(half_N))
 
 
 def _halves(text: Text) -> Ints:
     """0 or 1 for every token, by window."""
-    half = {window: stable_seed("half", window) % 2 for window in dict.fromkeys(text.window_ids)}
+    half = {window: fold_of(window) for window in dict.fromkeys(text.window_ids)}
     return np.array([half[window] for window in text.window_ids], dtype=np.int64)[text.doc_T]
 
 
@@ -125,11 +155,11 @@ def _fit_trigger(train: Corpus, kept_T: NDArray[np.bool_], start: Sequence[Tagge
     return fit_tagger(rows, tags, first_Q, L2_TRIGGER, ROUNDS, longest, start=start)
 
 
-def _fit_type(train: Corpus, types: tuple[str, ...]) -> Classifier:
+def _fit_type(train: Corpus, types: tuple[str, ...], used_E: Ints) -> Classifier:
     gold = train.gold
-    rows = type_rows(train.text, train.words, gold.event_first, gold.event_last)
+    rows = type_rows(train.text, train.words, gold.event_first[used_E], gold.event_last[used_E])
     index = {name: i for i, name in enumerate(types)}
-    target = np.array([index[name] for name in gold.event_type], dtype=np.int64)
+    target = np.array([index[gold.event_type[i]] for i in used_E.tolist()], dtype=np.int64)
     return fit_classifier(rows, target, types, L2_TYPE, ROUNDS, groups=_families(types))
 
 
@@ -165,22 +195,44 @@ def _fit_mention(train: Corpus, rows: Rows, kept_T: NDArray[np.bool_], start: Se
     return fit_tagger(kept, tags, first_Q, L2_MENTION, ROUNDS, longest, start=start)
 
 
-def _fit_mention_type(train: Corpus) -> Classifier | None:
+def _fit_mention_type(train: Corpus, used_M: Ints) -> Classifier | None:
     gold = train.gold
-    typed = np.array([i for i, kind in enumerate(gold.mention_type) if kind is not None], dtype=np.int64)
-    names = [str(gold.mention_type[i]) for i in typed.tolist()]
-    labels = tuple(sorted(set(names)))
+    labels = tuple(sorted({kind for kind in gold.mention_type if kind is not None}))
     if len(labels) < 2:
         return None
+    typed = np.array([i for i in used_M.tolist() if gold.mention_type[i] is not None], dtype=np.int64)
+    names = [str(gold.mention_type[i]) for i in typed.tolist()]
     index = {name: i for i, name in enumerate(labels)}
     rows = span_rows(train.words, gold.mention_first[typed], gold.mention_last[typed])
     return fit_classifier(rows, np.array([index[name] for name in names]), labels, L2_TYPE, ROUNDS)
 
 
-def _fit_role(
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """What role models are fitted on. P training items.
+
+    Args:
+        labels: roles, "takes no part" first.
+        rows: features of the items.
+        role_P: right label.
+        allowed_P: [P, labels] roles that the item's event type may take.
+        half_P: half of the train windows.
+        allowed: [types, labels].
+        reach: in sentences.
+    """
+
+    labels: tuple[str, ...]
+    rows: Rows
+    role_P: Ints
+    allowed_P: Mask
+    half_P: Ints
+    allowed: Mask
+    reach: int
+
+
+def _role_pairs(
     train: Corpus, types: tuple[str, ...], posteriors: list[Posterior], half_T: Ints, mention_type: Classifier | None
-) -> tuple[Classifier, Mask, int, int]:
-    """The role model, the roles each type may take, the reach in sentences and the number of training pairs."""
+) -> Pairs:
     gold, text = train.gold, train.text
     labels = ("", *sorted(set(gold.role_G)))
     role_index, type_index = ({name: i for i, name in enumerate(names)} for names in (labels, types))
@@ -207,8 +259,14 @@ def _fit_role(
     pair, role = _targets(gold, first, last, known_E[event_P], mention_P, role_G)
     event_P, mention_P = event_P[pair], mention_P[pair]
     rows = pair_rows(text, train.words, events, mentions, event_P, mention_P)
-    model = fit_classifier(rows, role, labels, L2_ROLE, ROUNDS, allowed=allowed[kind_E[known_E[event_P]]])
-    return model, allowed, reach, len(pair)
+    half_P = half_T[gold.event_first[known_E[event_P]]]
+    return Pairs(labels, rows, role, allowed[kind_E[known_E[event_P]]], half_P, allowed, reach)
+
+
+def _fit_role(pairs: Pairs, used_P: Ints) -> Classifier:
+    return fit_classifier(
+        pairs.rows[used_P], pairs.role_P[used_P], pairs.labels, L2_ROLE, ROUNDS, allowed=pairs.allowed_P[used_P]
+    )
 
 
 def _allowed(types: tuple[str, ...], roles: int, kind_G: Ints, role_G: Ints) -> Mask:

@@ -15,6 +15,8 @@ from stages.extract.hashing import Hashes, Ints, Rows, join, to_rows
 from stages.extract.tokens import Text
 from stages.extract.words import Attribute as A  # noqa: N817 - it stands in every template
 
+FAR = 240
+"""Tokens between the beginnings of a trigger and a mention, at most: a text without sentence ends stays affordable."""
 BETWEEN = 5
 """Words between trigger and mention that are features, counted from both ends."""
 
@@ -38,9 +40,9 @@ class Spans:
 
 
 def list_pairs(text: Text, events: Spans, mentions: Spans, reach: int) -> tuple[Ints, Ints]:
-    """Indices (event, mention) of all pairs at most `reach` sentences apart in one document, by event, mention.
+    """Indices (event, mention) of the pairs at most `reach` sentences and `FAR` tokens apart, by event, mention.
 
-    Mentions must be sorted by first token.
+    Both stand in one document. Mentions must be sorted by first token.
     """
     if not len(events.first) or not len(mentions.first):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -50,8 +52,10 @@ def list_pairs(text: Text, events: Spans, mentions: Spans, reach: int) -> tuple[
     begin_E = sentence_E - np.minimum(reach, text.number_S[sentence_E])
     last_S = _last_of_document(text)
     end_E = np.minimum(sentence_E + reach, last_S[sentence_E])
-    low = np.searchsorted(sentence_M, begin_E, side="left")
-    high = np.searchsorted(sentence_M, end_E, side="right")
+    near_low = np.searchsorted(mentions.first, events.first - FAR, side="left")
+    near_high = np.searchsorted(mentions.first, events.first + FAR, side="right")
+    low = np.maximum(np.searchsorted(sentence_M, begin_E, side="left"), near_low)
+    high = np.minimum(np.searchsorted(sentence_M, end_E, side="right"), near_high)
     counts = np.maximum(high - low, 0)
     event_P = np.repeat(np.arange(len(low)), counts)
     offset_P = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

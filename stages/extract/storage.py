@@ -23,7 +23,7 @@ TAGGERS, CLASSIFIERS = ("trigger", "mention"), ("trigger_type", "mention_type", 
 CALIBRATIONS = ("event_calibration", "mention_calibration", "role_calibration")
 
 
-def save_extractor(model: LinearExtractor, folder: str | Path) -> None:
+def save_linear(model: LinearExtractor, folder: str | Path) -> None:
     """Write weights and settings; equal models give equal bytes."""
     folder = Path(folder)
     arrays: dict[str, np.ndarray[Any, Any]] = {"allowed": model.allowed}
@@ -53,8 +53,8 @@ def save_extractor(model: LinearExtractor, folder: str | Path) -> None:
     write_json(folder / CONFIG, config)
 
 
-def load_extractor(folder: str | Path) -> LinearExtractor:
-    """Read a model written by `save_extractor`.
+def load_linear(folder: str | Path) -> LinearExtractor:
+    """Read a model written by `save_linear`.
 
     Raises:
         DataError: a file is missing, broken or of another format.

@@ -97,7 +97,9 @@ def parse_object(raw: bytes, line: Line) -> dict[str, Any]:
     except RecordError as error:
         raise error.at(line.file, line.number) from None
     except json.JSONDecodeError as error:
-        raise RecordError("json", f"not valid JSON: {error.msg} at column {error.colno}", **place) from None
+        raise RecordError(
+            "json", f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}", **place
+        ) from None
     except RecursionError:
         raise RecordError("json", "not valid JSON: nested too deeply", **place) from None
     except ValueError as error:
@@ -134,19 +136,25 @@ class Index:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)
         self._db = sqlite3.connect(self._path)
-        self._db.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-32768;"
-            'CREATE TABLE line (doc TEXT PRIMARY KEY, "group" TEXT, split TEXT, key TEXT, file INT, number INT, '
-            "offset INT, size INT) WITHOUT ROWID;"
-            'CREATE TABLE part ("group" TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID;'
-        )
+        try:
+            self._db.executescript(
+                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-32768;"
+                'CREATE TABLE line (doc TEXT PRIMARY KEY, "group" TEXT, split TEXT, key TEXT, file INT, number INT, '
+                "offset INT, size INT) WITHOUT ROWID;"
+                'CREATE TABLE part ("group" TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID;'
+            )
+        except sqlite3.Error:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._db.close()
         self._path.unlink(missing_ok=True)
 
-    def add(self, line: Line, doc_id: str, group: str, split: str | None = None, key: str = "") -> None:
+    def add(
+        self, line: Line, doc_id: str, group: str, split: str | None = None, key: str = "", field: str = "doc_id"
+    ) -> None:  # fmt: skip
         """Register a record.
 
         Args:
@@ -155,6 +163,7 @@ class Index:
             group: its window.
             split: when the corpus states one.
             key: the hash in whose order windows without a stated split are divided.
+            field: what the corpus calls the id.
 
         Raises:
             RecordError: the id was used before.
@@ -167,7 +176,7 @@ class Index:
         except sqlite3.IntegrityError:
             file, number = self._db.execute("SELECT file, number FROM line WHERE doc = ?", (doc_id,)).fetchone()
             what = f"the id {doc_id!r:.80} was used before, in {self._files[file].name}:{number}"
-            raise RecordError("duplicate", what, file=line.file, line=line.number, field="doc_id") from None
+            raise RecordError("duplicate", what, file=line.file, line=line.number, field=field) from None
 
     def resolve(self, problems: Problems) -> None:
         """Report every window whose records state two splits, and leave it out.

@@ -40,7 +40,7 @@ class Tables:
         names = [f"ingest/{name}" for name in INPUTS]
         names += [f"ingest/gold/{split}/{name}" for split in tables.SPLITS for name in tables.GOLD]
         with ExitStack() as stack:
-            self._writers = {name: stack.enter_context(tables.Writer(name, self._root)) for name in names}
+            self._writers = stack.enter_context(tables.writers(names, self._root))
             self._stack = stack.pop_all()
         return self
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from pipeline.files import partial_path
 from stages.ingest.records import RecordError
 
 SHOWN = 4_000
@@ -30,10 +30,9 @@ class Problems:
         self.path, self.on_error = path, on_error
         self.dropped: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = partial_path(self.path)
         self._stream = self._partial.open("w", encoding="utf-8", newline="\n")
         return self
 

@@ -76,7 +76,7 @@ def windows(params: Params, index: Index, problems: Problems) -> Iterator[Window
         url, key = want(record, "source_url", str), want(record, "doc_key", str)
         if not url or not key:
             raise RecordError("field", "empty", field="doc_key" if url else "source_url")
-        index.add(line, key, group=url, split=files[line.file] or None, key=sha256_text(url))
+        index.add(line, key, group=url, split=files[line.file] or None, key=sha256_text(url), field="doc_key")
 
     index_files(files, index, problems, register)
     index.resolve(problems)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import polars as pl
 
@@ -27,7 +26,7 @@ from pipeline import tables
 from pipeline.params import Params, Setting
 from pipeline.skeletons import MICRO, Intent, intents_from_table
 from pipeline.stage import progress, run
-from pipeline.tables import Reader, Writer
+from pipeline.tables import Reader
 from pipeline.verifier import Verifier
 from stages.reference.grades import Graded, grade_window, ideal_dcg
 from stages.reference.mapping import map_candidates
@@ -50,10 +49,7 @@ def main(params: Params) -> None:
     reasons: Counter[str] = Counter()
     bare = 0
     shards = tables.shards("roster/windows")
-    with ExitStack() as stack:
-        writers = {
-            (part, name): stack.enter_context(Writer(f"reference/{part}/{name}")) for part in PARTS for name in TABLES
-        }
+    with tables.writers(f"reference/{part}/{name}" for part in PARTS for name in TABLES) as writers:
         for shard in progress(shards, "reference", len(shards)):
             facts = windows.frame(shard)
             ranked = {row["window_id"]: row for row in facts.iter_rows(named=True)}
@@ -69,7 +65,8 @@ def main(params: Params) -> None:
                 bare += without
             frames = {name: tables.table(f"reference/audit/{name}").frame(found) for name, found in rows.items()}
             frames["mapping"] = _mapping_rows(rosters, entities, shard, params.reference.match_iou)
-            for (part, name), writer in writers.items():
+            for concrete, writer in writers.items():
+                _, part, name = concrete.split("/")
                 inside = facts.filter(pl.col("split").is_in(PARTS[part])).select("window_id")
                 writer.append(frames[name].join(inside, on="window_id", how="semi", maintain_order="left"))
     for why, n in sorted(reasons.items()):

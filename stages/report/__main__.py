@@ -2,7 +2,8 @@
 
 The page holds everything it needs, runs no script, asks nothing of the network, and forbids both by its content
 security policy. All text of the corpus is escaped. It reads the audit's figures, and for `report.windows` instances,
-spread evenly from the best to the worst, the ranking of the best system with the cited text highlighted.
+spread evenly from the best to the worst, the ranking of the best system with the cited text highlighted, and in short
+what every other system answered in every roster setting.
 
 Writes data/report/index.html. Run it with `dvc repro report`, or alone with
 
@@ -26,6 +27,7 @@ from pipeline.skeletons import intents_from_table
 from pipeline.stage import run
 from pipeline.tables import Reader
 from stages.report import charts, readings, words
+from stages.report.passages import shown
 from stages.report.sections import Audit, contents
 
 HERE = Path(__file__).parent
@@ -41,12 +43,13 @@ def main(params: Params) -> None:
         theta=files.read_json("data/reward/theta.json"),
         calibration=files.read_json("data/reward/calibration.json"),
         settings=tuple(s for s in tables.SETTINGS if s in params.roster.settings),
-    )
+    ).judged()
     intents = {intent.intent_id: intent for intent in intents_from_table(tables.read("trajectories/skeletons"))}
     setting = audit.settings[0]
     keys = readings.choose(audit.best, setting, params.report.windows)
     context = contents(audit, params) | {
         "readings": readings.read(keys, audit.best, setting, intents, params),
+        "answers": readings.answers(keys, audit.systems, audit.settings),
         "reading_setting": setting,
         "intents": sorted(intents.values(), key=lambda intent: intent.intent_id),
         "hashes": hashes(),
@@ -78,7 +81,8 @@ def render(context: dict[str, Any]) -> str:
     environment.filters |= {"number": number, "signed": signed, "range": interval}
     environment.globals |= {"charts": charts, "words": words}
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return environment.get_template("page.html").render(context, style=Markup(style), policy=policy)
+    # Ids and titles come from the corpus, too: no part of the page may hold what `shown` takes out of its texts.
+    return shown(environment.get_template("page.html").render(context, style=Markup(style), policy=policy))
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -18,7 +18,9 @@ NEAR = 3
 GAP = 120
 """A stretch up to so many characters is not worth folding."""
 
+_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
+_CONTROLS |= dict.fromkeys((*range(0x80, 0xA0), *_BIDI), 0xFFFD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Passage:
 
 
 def shown(text: str) -> str:
-    """Text without control characters, which HTML cannot hold and which could hide something."""
+    """Text of the same length without control characters, which HTML cannot hold, and without those that turn the
+    direction of writing: either could hide something."""
     return text.translate(_CONTROLS)
 
 

@@ -22,6 +22,9 @@ from stages.audit.lists import judge
 from stages.report import words
 from stages.report.passages import Passage, passage, shown
 
+NAME = 100
+"""Characters of a name that are shown: a mention may span a whole document."""
+
 WANTED = ("ndcg", "cert_ndcg", "cert_ndcg_gold", "evid_cons")
 
 
@@ -105,6 +108,21 @@ class Reading:
         return certified if certified is not None else self.figures["evid_cons"] or 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a system emitted for an instance, in short.
+
+    Args:
+        score: CertNDCG, or EvidCons without gold.
+        entries: (name, reject code, gold grade), best first; the code is empty for a certified entry, the grade None
+            without gold.
+    """
+
+    system: str
+    score: float | None
+    entries: tuple[tuple[str, str, int | None], ...]
+
+
 def choose(system: str, setting: str, n: int, root: str | Path = "data") -> list[Key]:
     """Instances to show: evenly spread from the best to the worst, from as many windows as possible.
 
@@ -133,6 +151,48 @@ def choose(system: str, setting: str, n: int, root: str | Path = "data") -> list
         chosen.add(pick)
         used.add(ordered[pick][0])
     return [ordered[j] for j in sorted(chosen)]
+
+
+def answers(
+    keys: Sequence[Key], systems: Sequence[str], settings: Sequence[str], root: str | Path = "data"
+) -> dict[Key, dict[str, list[Answer]]]:
+    """Per chosen instance and roster setting what every system emitted, as the audit judged it."""
+    wanted = set(keys)
+    here = pl.col("window_id").is_in(sorted({window_id for window_id, _ in wanted}))
+    names: dict[tuple[str, str, str], str] = {}
+    for setting in settings:
+        for batch in Reader(f"roster/{setting}/candidates", root).batches():
+            for window_id, candidate_id, name in (
+                batch.filter(here).select("window_id", "candidate_id", "name").iter_rows()
+            ):
+                names[setting, window_id, candidate_id] = short(name)
+    emitted: dict[tuple[str, str, Key], list[tuple[str, str, int | None]]] = {}
+    for batch in Reader("audit/entries", root).batches():
+        for row in batch.filter(here).iter_rows(named=True):
+            key, setting = (row["window_id"], row["intent_id"]), row["setting"]
+            if key in wanted and setting in settings:
+                recovered = row["recovered"] == row["candidate_id"]
+                code = row["reject_code"] or ("" if recovered else "not_recovered")
+                name = names[setting, row["window_id"], row["candidate_id"]]
+                emitted.setdefault((row["system"], setting, key), []).append((name, code, row["grade"]))
+    scores: dict[tuple[str, str, Key], dict[str, float]] = {}
+    for batch in Reader("audit/instances", root).batches():
+        measured = batch.filter(here & pl.col("metric").is_in(["cert_ndcg", "evid_cons"]))
+        for row in measured.iter_rows(named=True):
+            cell = (row["system"], row["setting"], (row["window_id"], row["intent_id"]))
+            scores.setdefault(cell, {})[row["metric"]] = row["value"]
+
+    def answer(system: str, setting: str, key: Key) -> Answer:
+        found = scores.get((system, setting, key), {})
+        score = found.get("cert_ndcg") if found.get("cert_ndcg") is not None else found.get("evid_cons")
+        return Answer(system, score, tuple(emitted.get((system, setting, key), ())))
+
+    return {key: {s: [answer(system, s, key) for system in systems] for s in settings} for key in keys}
+
+
+def short(name: str) -> str:
+    """A name as it is shown: without control characters, and no longer than `NAME`."""
+    return shown(name) if len(name) <= NAME else shown(name[:NAME]) + "…"
 
 
 def read(
@@ -176,7 +236,7 @@ def _reading(
     cited = [(span, rank) for rank, entry in enumerate(listed.entries, 1) for span in entry.spans]
     anchors = {span: f"w{number}s{i}" for i, span in enumerate(sorted({span for span, _ in cited}), 1)}
     emitted = len(listed.entries)
-    name = {c.candidate_id: shown(c.name) for c in window.candidates}
+    name = {c.candidate_id: short(c.name) for c in window.candidates}
     grades = case.grades(listed.ranking)
     values = judge(case, listed).values
     missed: list[tuple[str, int]] = []

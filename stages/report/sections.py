@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,14 @@ class Audit:
     theta: Sequence[dict[str, Any]]
     calibration: Sequence[dict[str, Any]]
     settings: tuple[str, ...]
+
+    def judged(self) -> Audit:
+        """The same without roster settings in which no list was judged: without annotation nobody is in the closed one.
+
+        Where no list was judged at all, every setting stays.
+        """
+        settings = tuple(s for s in self.settings if any(found[s]["evid_cons"]["n"] for found in self.metrics.values()))
+        return replace(self, settings=settings or self.settings)
 
     @property
     def label_free(self) -> bool:

@@ -41,9 +41,15 @@ METRICS: dict[str, tuple[str, str]] = {
     "ndcg": ("NDCG@K", "quality of the order, evidence ignored"),
     "cert_ndcg": ("CertNDCG@K", "the same, counting only entries with a valid certificate that the verifier recovers"),
     "cert_ndcg_gold": ("CertNDCG, gold gate", "counting only entries whose certificate holds sufficient gold evidence"),
+    "cert_ndcg_l3": (
+        "CertNDCG, L3",
+        "counting only entries that a second, nameless extractor recovers, too",
+    ),
     "cert_ndcg_l0": ("CertNDCG, L0", "a naive verifier that believes candidate, slot and role"),
     "cert_ndcg_l1": ("CertNDCG, L1", "a naive verifier that believes slot and role"),
     "evid_cons": ("EvidCons@K", "certified entries per place of the list (also DEC-rec)"),
+    "evid_cons_l3": ("EvidCons, L3", "the same by the second extractor"),
+    "l3_agrees": ("L3 agrees", "share of the certified entries that the second extractor recovers, too"),
     "feasible": ("Feasible", "lists that keep every rule"),
     "valid": ("Valid", "emitted certificates that keep every rule"),
     "parse_ok": ("Parsed", "outputs that the strict parser accepts"),
@@ -65,8 +71,8 @@ METRICS: dict[str, tuple[str, str]] = {
 }
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Ranking", ("ndcg", "cert_ndcg", "cert_ndcg_gold", "cert_ndcg_l1", "cert_ndcg_l0")),
-    ("Certificates", ("evid_cons", "feasible", "valid", "parse_ok", "emitted")),
+    ("Ranking", ("ndcg", "cert_ndcg", "cert_ndcg_gold", "cert_ndcg_l3", "cert_ndcg_l1", "cert_ndcg_l0")),
+    ("Certificates", ("evid_cons", "evid_cons_l3", "l3_agrees", "feasible", "valid", "parse_ok", "emitted")),
     (
         "Decision and evidence",
         ("dec_tau", "dec_mi", "dec_mi_null", "dec_delta", "dec_difference", "dec_delta_evidence"),

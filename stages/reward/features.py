@@ -378,6 +378,8 @@ def standardise(rows: FloatArray, roster: FloatArray) -> FloatArray:
         rows: (any, features).
         roster: (candidates, features), all candidates of the window under the same skeleton.
     """
+    if not len(roster):  # without annotation nobody stands in the closed roster; nothing has no mean
+        return np.zeros_like(rows)
     mean, deviation = roster.mean(axis=0), roster.std(axis=0)
     constant = deviation <= 1e-9
     scaled: FloatArray = np.where(constant, 0.0, (rows - mean) / np.where(constant, 1.0, deviation))

@@ -9,9 +9,9 @@ alone, scored for that setting's mentions. No gold directory is read here.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -19,8 +19,8 @@ from pipeline import files, stage, tables
 from pipeline.params import Params
 from pipeline.spans import Span
 from pipeline.windows import local_ids
-from stages.extract.linear import Analysis, LinearExtractor
-from stages.extract.storage import load_extractor
+from stages.extract.folds import Extractor
+from stages.extract.models import load_extractor
 from stages.roster.candidates import Cluster, Roster, build, merge
 from stages.roster.takes_part import chains, own_events
 
@@ -50,8 +50,7 @@ def main(params: Params) -> None:
     shards = tables.shards("ingest/documents")
     names = ["roster/windows"]
     names += [f"roster/{setting}/{output}" for setting in params.roster.settings for output in OUTPUTS]
-    with contextlib.ExitStack() as stack:
-        writers = {name: stack.enter_context(tables.Writer(name)) for name in names}
+    with tables.writers(names) as writers:
         for bounds in stage.progress(shards, "rosters", len(shards)):
             shard = read_shard(readers, bounds)
             rosters = build_rosters(shard, kind, params)
@@ -63,7 +62,7 @@ def main(params: Params) -> None:
                     writers[f"roster/{setting}/{output}"].append(frame)
 
 
-def candidate_kind(params: Params, roster: tables.Reader, extractor: LinearExtractor) -> str:
+def candidate_kind(params: Params, roster: tables.Reader, extractor: Extractor) -> str:
     """`entity` or `event_chain`: the parameter, else what the closed roster holds, else what the extractor can do."""
     if params.roster.candidate_kind != "auto":
         return params.roster.candidate_kind
@@ -132,7 +131,7 @@ def windows_frame(shard: Shard, rosters: Mapping[str, Sequence[Roster]], params:
 
 
 def setting_frames(
-    shard: Shard, rosters: Sequence[Roster], setting: str, kind: str, extractor: LinearExtractor, analysis: Analysis,
+    shard: Shard, rosters: Sequence[Roster], setting: str, kind: str, extractor: Extractor, analysis: Any,
     params: Params,
 ) -> Frames:  # fmt: skip
     """Rows of roster/<setting>/{candidates, mentions, arguments} for one shard."""

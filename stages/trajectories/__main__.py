@@ -14,7 +14,6 @@ Reads `intents/<ingest.source>/`, `data/extract`, `data/roster`, `data/ingest/{d
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
@@ -67,9 +66,9 @@ def write_trajectories(params: Params) -> set[str]:
     arguments = {s: Reader(f"roster/{s}/arguments") for s in settings}
     shards = tables.shards("roster/windows")
     types: set[str] = set()
-    with ExitStack() as stack:
-        steps_out = {s: stack.enter_context(Writer(f"trajectories/{s}/steps")) for s in settings}
-        handles_out = {s: stack.enter_context(Writer(f"trajectories/{s}/handles")) for s in settings}
+    with tables.writers(f"trajectories/{s}/{name}" for s in settings for name in ("steps", "handles")) as out:
+        steps_out = {s: out[f"trajectories/{s}/steps"] for s in settings}
+        handles_out = {s: out[f"trajectories/{s}/handles"] for s in settings}
         for shard in progress(shards, "trajectories", len(shards)):
             kept = windows.frame(shard).filter(pl.col("kept")).select("window_id")
 

@@ -22,7 +22,8 @@ def params_for(source: str, path: str | Path, *, sample: dict[str, Any] | None =
     params = load_params(ROOT / "params.yaml")
     knobs = params.ingest.sample.model_copy(update=sample or {})
     update = {"source": source, "path": str(path), "sample": knobs, **ingest}
-    return params.model_copy(update={"ingest": params.ingest.model_copy(update=update)})
+    extract = params.extract.model_copy(update={"triggers": str(ROOT / params.extract.triggers)})
+    return params.model_copy(update={"ingest": params.ingest.model_copy(update=update), "extract": extract})
 
 
 def ingest(source: str, path: str | Path, **options: Any) -> dict[str, Any]:

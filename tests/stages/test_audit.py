@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,114 @@ def test_the_sweep_contains_the_audit_itself(data: Path) -> None:
     assert points[1]["accept"] == 0.9999
     strict = tables.read("audit/entries", data)["sigma"][0] >= 0.9999
     assert points[1]["cert_ndcg"]["value"] == float(strict)
+
+
+# ---- the held-out extractor --------------------------------------------------------------------------------------
+
+
+NOTHING = {"value": None, "low": None, "high": None, "n": 0}
+
+
+def tell(data: Path, **changes: pl.Expr) -> None:
+    """Let the held-out extractor say of window w2 what the other one says, but for changed columns of its roles."""
+    own = pl.col("window_id") == "w2"
+    tables.write("heldout/windows", tables.table("heldout/windows").frame([
+        {"window_id": "w2", "words": 12, "hidden": 5},
+    ]), data)  # fmt: skip
+    tables.write("heldout/events", tables.read("extract/events", data).filter(own).drop("chain_id"), data)
+    tables.write("heldout/relations", tables.read("extract/relations", data).filter(own), data)
+    for setting in tables.SETTINGS:
+        roles = tables.read(f"roster/{setting}/arguments", data).filter(own).with_columns(**changes)
+        tables.write(f"heldout/{setting}/arguments", roles, data)
+
+
+def test_without_a_held_out_extractor_l3_is_null(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(params())
+    assert "closed: nothing was read by a held-out extractor: L3 is null" in capsys.readouterr().err
+    for cells in figures(data, "metrics").values():
+        for cell in cells.values():
+            assert cell["cert_ndcg_l3"] == cell["evid_cons_l3"] == cell["l3_agrees"] == NOTHING
+            assert cell["cert_ndcg"]["n"] == 1
+    assert tables.read("audit/entries", data)["recovered_l3"].null_count() == 6
+
+
+def test_one_that_reads_the_same_confirms_everything(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(data)
+    main(params())
+    assert "L3" not in capsys.readouterr().err
+    for cell in figures(data, "metrics")["rm_attach"].values():
+        assert cell["cert_ndcg_l3"] == cell["cert_ndcg"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+        assert cell["evid_cons_l3"] == cell["evid_cons"]
+        assert cell["l3_agrees"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    entries = tables.read("audit/entries", data)
+    assert entries["recovered_l3"].to_list() == entries["recovered"].to_list() == [ANN] * 6
+    rows = tables.read("audit/instances", data).filter(pl.col("system") == "rm_attach", pl.col("setting") == "closed")
+    assert {"cert_ndcg_l3", "evid_cons_l3", "certified", "certified_by_both"} <= set(rows["metric"])
+    differences = figures(data, "differences")["oracle"]["closed"]
+    assert differences["cert_ndcg_l3"]["value"] == 0 == differences["l3_agrees"]["value"]
+
+
+def test_one_that_reads_otherwise_confirms_nothing(data: Path) -> None:
+    """It sees Ann in both events, in roles that no slot allows: the same spans then speak for nobody."""
+    tell(data, role=pl.lit("bystander"))
+    main(params())
+    for cell in figures(data, "metrics")["rm_attach"].values():
+        assert cell["cert_ndcg"]["value"] == 1 and cell["evid_cons"]["value"] == 0.5
+        assert cell["cert_ndcg_l3"]["value"] == cell["evid_cons_l3"]["value"] == cell["l3_agrees"]["value"] == 0
+    assert tables.read("audit/entries", data)["recovered_l3"].null_count() == 6
+
+
+def test_one_that_found_nothing_confirms_nothing(data: Path) -> None:
+    """It read the window, so this is a verdict; a null would hide it."""
+    tell(data)
+    for name in ("events", "relations", *(f"{setting}/arguments" for setting in tables.SETTINGS)):
+        tables.write(f"heldout/{name}", tables.table(f"heldout/{name}").empty(), data)
+    main(params())
+    cell = figures(data, "metrics")["rm_attach"]["closed"]
+    assert cell["cert_ndcg_l3"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 1} and cell["l3_agrees"]["value"] == 0
+
+
+def test_a_judged_window_that_it_did_not_read_is_named(data: Path) -> None:
+    other = tables.table("heldout/windows").frame([{"window_id": "w1", "words": 1, "hidden": 0}])
+    tables.write("heldout/windows", other, data)
+    with pytest.raises(DataError, match=r"did not read window 'w2'.*dvc repro heldout"):
+        main(params())
+
+
+def test_l3_needs_no_gold(data: Path) -> None:
+    tell(data)
+    for name in ("instances", "grades", "mapping", "sufficient"):
+        tables.write(f"reference/audit/{name}", tables.table(f"reference/audit/{name}").empty(), data)
+    tables.write("ingest/roster", tables.table("ingest/roster").empty(), data)
+    main(params())
+    cell = figures(data, "metrics")["rm_attach"]["closed"]
+    assert cell["cert_ndcg_l3"] == NOTHING
+    assert cell["evid_cons_l3"]["value"] == 0.5 and cell["l3_agrees"]["value"] == 1
+
+
+def test_the_same_spans_are_judged_by_other_atoms() -> None:
+    """Ada's acts are Bob's to the second reader: her bundle now speaks for him, and the margin decides."""
+    case, answer = story_case()
+    window, intent = case.window, case.intent
+    swapped = [replace(s, candidate_id="Bob" if s.candidate_id == "Ada" else s.candidate_id) for s in window.steps]
+    second = Case(View(window, swapped), intent, params(), case.gold)
+    judged = judge(second, answer)
+    assert judged.gates == [True, True] and judged.verdicts_l3 is not None
+    assert judged.verdicts_l3[0].candidate_id != "Ada"
+    assert judged.values["certified"] == 2 and judged.values["certified_by_both"] in (0, 1)
+    same = judge(Case(View(window, window.steps), intent, params(), case.gold), answer)
+    assert same.verdicts_l3 == same.verdicts and same.values["certified_by_both"] == 2
+    assert judge(case, answer).verdicts_l3 is None and judge(case, answer).values["cert_ndcg_l3"] is None
+
+
+def test_l3_certifies_no_invalid_bundle() -> None:
+    case, answer = story_case()
+    text = case.window.documents["news:2"].text
+    bundle = (Span("news:2", 0, text.index("\n")),)
+    second = Case(View(case.window, case.window.steps), case.intent, params(), case.gold)
+    judged = judge(second, listed(case.window, answer.ranking, [Entry("Ada", (("s1", bundle),))]))
+    assert judged.facts[0].code == "not_a_handle" and judged.values["evid_cons_l3"] == 0
+    assert judged.values["certified_by_both"] is None, "no certified entry, so nothing to agree on"
 
 
 # ---- one list --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,31 @@ from transformers import BertConfig, BertModel
 
 from pipeline import tables
 from pipeline.errors import DataError, SetupError
+from pipeline.params import Encoder, Params
+from pipeline.spans import sha256_text
+from stages.extract import __main__ as stage
+from stages.extract.annotated import Annotated, add_triggers
+from stages.extract.encoder import fit as encoder_fit
 from stages.extract.encoder import train as training
-from stages.extract.encoder.calibrate import fit_temperature, reliability
+from stages.extract.encoder.calibrate import calibrate, fit_temperature, reliability
 from stages.extract.encoder.card import write_card
 from stages.extract.encoder.chunks import bucket, cut_chunks, cut_pieces, cut_segments
 from stages.extract.encoder.coreference import NEVER, Coreference, People, b_cubed, fit_coreference, join
-from stages.extract.encoder.fit import Annotated, Scores, add_triggers, fit_encoder
+from stages.extract.encoder.fit import Scores, fit_encoder
 from stages.extract.encoder.geometry import GAPS, PLACES, RIVALS, list_near, list_neighbours
 from stages.extract.encoder.heads import Spans, Tokens
 from stages.extract.encoder.model import EncoderExtractor
 from stages.extract.encoder.network import find_base, load_backbone, load_tokenizer
-from stages.extract.encoder.settings import Encoder
 from stages.extract.encoder.step import role_shares
 from stages.extract.encoder.storage import load_encoder, save_encoder
 from stages.extract.encoder.targets import Placed, learn_labels, read_goal
 from stages.extract.encoder.train import plan, rate_at
-from stages.extract.encoder.triggers import read_triggers
+from stages.extract.folds import CrossFitted
 from stages.extract.linear import Floors
+from stages.extract.models import load_extractor
 from stages.extract.tokens import read_text
+from stages.extract.triggers import read_triggers
+from tests.stages.extracting import contents, params
 
 NAMES = ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gil", "Hal")
 FLOORS = Floors(trigger=0.2, mention=0.2, role=0.05)
@@ -64,7 +72,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(base: Path, **changes: Any) -> Encoder:
     plain: dict[str, Any] = {"base": str(base), "frozen": 1, "chunk": 48, "context": 8, "epochs": 2, "batch": 128}
-    return Encoder(**{**plain, "rate": 3e-3, "head_rate": 1e-2, "checkpoint": 2, **changes})
+    return Encoder(**{**plain, "rate": 3e-3, "head_rate": 1e-2, "checkpoint": 2, "precision": "float32", **changes})
 
 
 def corpus(windows: int, seed: int) -> Annotated:
@@ -202,7 +210,7 @@ def test_find_base_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_settings_leave_room_between_the_contexts() -> None:
     with pytest.raises(ValueError, match="context"):
-        Encoder(chunk=64, context=30)
+        options(Path("any"), chunk=64, context=30)
 
 
 # ---- geometry and targets ------------------------------------------------------------------------------------------
@@ -287,6 +295,33 @@ def test_span_head_is_a_distribution_that_stays_in_its_segment() -> None:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
+def test_a_span_that_a_cut_divides_is_no_target(base: Path, tmp_path: Path) -> None:
+    """A sentence longer than a chunk is cut, here within a trigger: training goes on without that one."""
+    names = " ".join(["Ann"] * 40)
+    text = f"{names} attacked Bob. Cid attacked Dan."
+    data = corpus(1, 1)
+    own = {"window_id": "w", "doc_id": "w:1"}
+    first = text.index(" attacked")
+    documents = DOCUMENTS.frame([{**own, "position": 0, "split": "train", "text": text, "sha256": "0" * 64}])
+    ends = text.index(".") + 1
+    rows = [
+        {**own, "sentence": 0, "start": 0, "end": ends},
+        {**own, "sentence": 1, "start": ends + 1, "end": len(text)},
+    ]
+    events = [
+        {**own, "event_id": f"e{i}", "chain_id": f"e{i}", "start": start, "end": end, "surface": text[start:end],
+         "type": "fight.attack", "realis": None}
+        for i, (start, end) in enumerate([(first - 70, first), (text.rindex("attacked"), text.rindex("attacked") + 8)])
+    ]  # fmt: skip
+    gold = {name: frame.clear() for name, frame in data.gold.items()}
+    gold["events"] = tables.table("ingest/gold/<split>/events").frame(events)
+    labelled = [{**own, "sentence": 0}, {**own, "sentence": 1}]
+    gold["labelled"] = tables.table("ingest/gold/<split>/labelled").frame(labelled)
+    made = Annotated(documents, SENTENCES.frame(rows), gold)
+    model, _ = fit_encoder(made, corpus(1, 2), FLOORS, options(base, epochs=1, chunk=34), 1, tmp_path, print)
+    assert model.network.labels.kinds == ("fight.attack",)
+
+
 def test_rate_rises_and_falls() -> None:
     rates = [rate_at(step, 50) for step in range(50)]
     assert max(rates) == rates[4] == 1.0
@@ -348,7 +383,7 @@ def test_kept_output_of_the_frozen_layers_changes_nothing(base: Path, tmp_path: 
 
 
 def test_frozen_layers_stay_as_they_are(base: Path, model: EncoderExtractor) -> None:
-    before = load_backbone(base, 1).state_dict()
+    before = load_backbone(base, 1, "float32").state_dict()
     after = model.network.backbone.state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert moved
@@ -495,7 +530,7 @@ def test_extra_triggers_teach_the_trigger_head_alone(base: Path, tmp_path: Path)
     assert goal.events_T[own].all()
     assert not goal.mentions_T[own].any()
     assert not goal.links_T[own].any()
-    model, _ = fit_encoder(corpus(3, 1), corpus(3, 2), FLOORS, options(base, triggers=str(file)), 1, tmp_path, print)
+    model, _ = fit_encoder(both, corpus(3, 2), FLOORS, options(base), 1, tmp_path, print)
     assert model.network.labels.kinds == labels.kinds
 
 
@@ -511,6 +546,78 @@ def test_a_broken_extra_sentence_names_its_line(tmp_path: Path, change: dict[str
         read_triggers(file)
     with pytest.raises(DataError, match="file not found"):
         read_triggers(tmp_path / "none.jsonl")
+
+
+# ---- the stage -----------------------------------------------------------------------------------------------------
+
+
+def encoder_params(base: Path, **changes: Any) -> Params:
+    # A tiny encoder knows next to nothing: everything it says is kept.
+    floors = {"trigger_floor": 1e-4, "mention_floor": 1e-4, "lattice": 1e-5}
+    return params(extract={"model": "encoder", "encoder": options(base, epochs=1), **floors, **changes})
+
+
+@pytest.fixture
+def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with data/ingest: eight train windows and three of tune."""
+    monkeypatch.chdir(tmp_path)
+    parts = {"train": corpus(8, 1), "tune": corpus(3, 2)}
+    for split, part in parts.items():
+        for name, rows in part.gold.items():
+            tables.write(f"ingest/gold/{split}/{name}", rows)
+    texts = [
+        part.documents.with_columns(split=pl.lit(split), sha256=pl.col("text").map_elements(sha256_text, pl.String))
+        for split, part in parts.items()
+    ]
+    tables.write("ingest/documents", pl.concat(texts))
+    tables.write("ingest/sentences", pl.concat([part.sentences for part in parts.values()]))
+    return tmp_path
+
+
+def test_the_stage_fits_halves_and_reads_with_them(base: Path, ingested: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        steps.append("calibrate")
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return calibrate(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder_fit, "calibrate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage.main(encoder_params(base))
+    assert not stage.MODEL.exists() and not Path("data/extract").exists()
+    # All three models were trained to the end: that is not done again.
+    taken: list[int] = []
+
+    def counted(*arguments: Any) -> int:
+        taken.append(training.train(*arguments))
+        return taken[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder_fit, "train", counted)
+        stage.main(encoder_params(base))
+    assert taken == [0, 0, 0]
+    assert not Path("data/.work/extract_fit").exists()
+    model = load_extractor(stage.MODEL)
+    assert isinstance(model, CrossFitted) and model.candidate_kind == "entity"
+    assert all(isinstance(part, EncoderExtractor) for part in (model.whole, *model.folds))
+    assert set(model.read_by.values()) == {0, 1}
+    texts = dict(tables.read("ingest/documents").select("doc_id", "text").iter_rows())
+    for name in ("events", "mentions"):
+        rows = tables.read(f"extract/{name}").select("doc_id", "start", "end", "surface").rows()
+        assert rows and all(texts[doc_id][start:end] == surface for doc_id, start, end, surface in rows)
+    before = contents(str(stage.MODEL), "data/extract")
+    shutil.rmtree(stage.MODEL)
+    shutil.rmtree("data/extract")
+    stage.main(encoder_params(base))
+    assert contents(str(stage.MODEL), "data/extract") == before
+
+
+def test_the_stage_without_cross_fitting_fits_one_model(base: Path, ingested: Path) -> None:
+    stage.main(encoder_params(base, cross_fit=False))
+    assert isinstance(load_extractor(stage.MODEL), EncoderExtractor)
 
 
 # ---- who is who ----------------------------------------------------------------------------------------------------

@@ -16,8 +16,11 @@ from pipeline import tables
 from pipeline.errors import DataError, ParamError
 from pipeline.files import check_complete
 from stages.extract import __main__ as stage
-from stages.extract.linear import LinearExtractor
-from stages.extract.storage import CONFIG, WEIGHTS, load_extractor, save_extractor
+from stages.extract.annotated import drawn, fold_of, windows_of
+from stages.extract.folds import CrossFitted, Extractor
+from stages.extract.linear import Floors, LinearExtractor
+from stages.extract.models import load_extractor, save_extractor
+from stages.extract.storage import CONFIG, WEIGHTS
 from stages.extract.tokens import read_text
 from tests.stages.extracting import clear, contents, frames_of, params, rewrite
 
@@ -29,8 +32,10 @@ ODD = ["e\u0301", "\N{SLIGHTLY SMILING FACE}", "\N{MAN}\u200d\N{WOMAN}\u200d\N{G
 
 
 @pytest.fixture(scope="module")
-def model(extracted: Path) -> LinearExtractor:
-    return load_extractor(extracted / stage.MODEL)
+def model(extracted: Path) -> CrossFitted:
+    found = load_extractor(extracted / stage.MODEL)
+    assert isinstance(found, CrossFitted)
+    return found
 
 
 @given(st.lists(st.lists(st.one_of(st.sampled_from(ODD), st.text(max_size=8)), max_size=5), max_size=4))
@@ -58,7 +63,7 @@ def told(extracted: Path) -> list[list[str]]:
 
 @settings(max_examples=25)
 @given(data=st.data())
-def test_found_spans_are_exact_in_hostile_text(model: LinearExtractor, told: list[list[str]], data: st.DataObject):
+def test_found_spans_are_exact_in_hostile_text(model: Extractor, told: list[list[str]], data: st.DataObject):
     places = data.draw(st.lists(st.tuples(st.floats(0, 1), st.sampled_from(ODD)), min_size=5, max_size=40))
     documents = {}
     for i, sentences in enumerate(told):
@@ -83,7 +88,7 @@ def test_found_spans_are_exact_in_hostile_text(model: LinearExtractor, told: lis
 @pytest.mark.parametrize(
     "text", ["", " ", "\u200b", "\r\n\r\n", "\N{SLIGHTLY SMILING FACE}" * 400, "a" * 5000, "\u0301"]
 )
-def test_texts_without_words_are_read(model: LinearExtractor, text: str):
+def test_texts_without_words_are_read(model: Extractor, text: str):
     found = stage.read_shard(model, *frames_of({"d": ("w", [text])}))
     for name, frame in found.items():
         assert frame.schema == tables.table(f"extract/{name}").schema
@@ -94,8 +99,8 @@ def test_texts_without_words_are_read(model: LinearExtractor, text: str):
 # ---- the model on disk ----------------------------------------------------------------------------------------------
 
 
-def test_a_stored_model_is_the_same_model(model: LinearExtractor, extracted: Path, tmp_path: Path):
-    save_extractor(model, tmp_path)
+def test_a_stored_model_is_the_same_model(model: Extractor, extracted: Path, tmp_path: Path):
+    save_extractor(tmp_path, model)
     kept = extracted / stage.MODEL
     assert {f: (tmp_path / f).read_bytes() for f in (WEIGHTS, CONFIG)} == {
         f: (kept / f).read_bytes() for f in (WEIGHTS, CONFIG)
@@ -195,7 +200,7 @@ def test_a_killed_run_goes_on_where_it_stopped(workspace: Path, monkeypatch: pyt
     before = contents("data/extract")
     read, seen = stage.read_shard, []
 
-    def read_some(model: LinearExtractor, documents: pl.DataFrame, sentences: pl.DataFrame) -> Any:
+    def read_some(model: Extractor, documents: pl.DataFrame, sentences: pl.DataFrame) -> Any:
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(documents["window_id"][0])
@@ -209,7 +214,7 @@ def test_a_killed_run_goes_on_where_it_stopped(workspace: Path, monkeypatch: pyt
     assert contents("data/extract") == {}
     assert seen == [first for first, _ in shards[:2]]
 
-    def read_rest(model: LinearExtractor, documents: pl.DataFrame, sentences: pl.DataFrame) -> Any:
+    def read_rest(model: Extractor, documents: pl.DataFrame, sentences: pl.DataFrame) -> Any:
         seen.append(documents["window_id"][0])
         return read(model, documents, sentences)
 
@@ -249,7 +254,7 @@ def test_without_a_train_event_there_is_one_clear_error(workspace: Path):
 
 def test_without_tune_events_a_tenth_of_train_is_held_out(workspace: Path):
     clear(*(f"ingest/gold/tune/{name}" for name in tables.GOLD))
-    windows = stage.windows_of("train")
+    windows = windows_of("train")
     held_out = {w for w in windows if stage.stable_seed("held out", params().seed, w) % 10 == 0}
     stage.main(params())
     card = (stage.MODEL / "README.md").read_text(encoding="utf-8")
@@ -258,11 +263,11 @@ def test_without_tune_events_a_tenth_of_train_is_held_out(workspace: Path):
 
 def test_drawn_windows_do_not_depend_on_each_other():
     windows = {f"w{i}" for i in range(40)}
-    few = stage.drawn(windows, 10, 7)
+    few = drawn(windows, 10, 7)
     assert len(few) == 10 and few <= windows
-    assert stage.drawn(windows - {min(windows - few)}, 10, 7) == few
-    assert stage.drawn(windows, 100, 7) == windows
-    assert stage.drawn(windows, 10, 8) != few
+    assert drawn(windows - {min(windows - few)}, 10, 7) == few
+    assert drawn(windows, 100, 7) == windows
+    assert drawn(windows, 10, 8) != few
 
 
 def test_triggers_alone_make_an_extractor_of_events(workspace: Path):
@@ -270,10 +275,75 @@ def test_triggers_alone_make_an_extractor_of_events(workspace: Path):
     lacking = ("entities", "mentions", "arguments")
     clear(*(f"ingest/gold/{split}/{name}" for split in ("train", "tune") for name in lacking))
     stage.main(params())
-    model = load_extractor(stage.MODEL)
-    assert model.candidate_kind == "event_chain" and model.mention is None and model.role is None
+    fitted = load_extractor(stage.MODEL)
+    assert isinstance(fitted, CrossFitted) and isinstance(fitted.whole, LinearExtractor)
+    assert fitted.candidate_kind == "event_chain" and fitted.whole.mention is None and fitted.whole.role is None
     assert tables.read("extract/events").height > 0
     assert tables.read("extract/mentions").is_empty() and tables.read("extract/arguments").is_empty()
+
+
+# ---- cross-fitting --------------------------------------------------------------------------------------------------
+
+
+def test_no_window_is_read_by_a_model_that_was_fitted_on_it(workspace: Path, model: CrossFitted):
+    """Other gold in one half of train changes what is read in the other half, and nothing in that half itself."""
+    train = {fold: {w for w in windows_of("train") if fold_of(w) == fold} for fold in (0, 1)}
+    assert all(train.values())
+    assert set(model.read_by.values()) == {0, 1}
+
+    def found(windows: set[str]) -> dict[str, pl.DataFrame]:
+        own = pl.Series(sorted(windows)).implode()
+        return {name: tables.read(f"extract/{name}").filter(pl.col("window_id").is_in(own)) for name in stage.OUTPUTS}
+
+    before = {fold: found(windows) for fold, windows in train.items()}
+    changed = pl.Series(sorted(train[0])).implode()
+    for name in ("events", "arguments", "mentions", "labelled"):
+        gold = tables.read(f"ingest/gold/train/{name}")
+        # Half 0 now teaches that nothing ever happens.
+        gold = gold if name == "labelled" else gold.filter(~pl.col("window_id").is_in(changed))
+        tables.write(f"ingest/gold/train/{name}", gold)
+    documents = {name: tables.read(name) for name in stage.INPUTS}
+    stage.main(params())
+    after = {fold: found(windows) for fold, windows in train.items()}
+    # A half without events leaves nothing to cross-fit with: then one model reads everything.
+    assert isinstance(load_extractor(stage.MODEL), LinearExtractor)
+    assert not after[1]["events"].equals(before[1]["events"])
+    assert all(frame.equals(tables.read(name)) for name, frame in documents.items())
+
+
+def test_gold_of_a_half_does_not_reach_its_own_reader(workspace: Path):
+    windows = sorted(w for w in windows_of("train") if fold_of(w) == 0)
+    own = pl.Series(windows).implode()
+    before = {name: tables.read(f"extract/{name}") for name in stage.OUTPUTS}
+    events = tables.read("ingest/gold/train/events")
+    inside = pl.col("window_id").is_in(own)
+    # The same types, on other events: which types there are is the ontology, not a label.
+    turned = events.filter(inside).with_columns(pl.col("type").reverse())
+    tables.write(
+        "ingest/gold/train/events",
+        pl.concat([events.filter(~inside), turned]).sort(tables.table("ingest/gold/train/events").sort),
+    )
+    assert not tables.read("ingest/gold/train/events").equals(events)
+    stage.main(params())
+    after = {name: tables.read(f"extract/{name}") for name in stage.OUTPUTS}
+    # The spans that are found in half 0 come from half 1; types of half 0 reach them nowhere.
+    kept = {name: (before[name].filter(inside), after[name].filter(inside)) for name in ("mentions", "events")}
+    assert kept["mentions"][0].equals(kept["mentions"][1])
+    assert kept["events"][0].equals(kept["events"][1])
+    assert not before["events"].filter(~inside).equals(after["events"].filter(~inside))
+
+
+def test_folds_with_a_broken_map_are_refused(extracted: Path, tmp_path: Path):
+    folder = tmp_path / "extract"
+    shutil.copytree(extracted / stage.MODEL, folder)
+    for text in ('{"a": 2}', '{"a": true}', "[]"):
+        (folder / "folds/read_by.json").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match="read_by"):
+            load_extractor(folder)
+    shutil.rmtree(folder / "folds/0")
+    (folder / "folds/read_by.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="read_by"):
+        load_extractor(folder)
 
 
 # ---- a model that was fitted before ---------------------------------------------------------------------------------
@@ -290,9 +360,18 @@ def test_an_adopted_model_fits_nothing(workspace: Path, monkeypatch: pytest.Monk
     shutil.rmtree(stage.MODEL)
     shutil.rmtree("data/extract")
     shutil.rmtree("data/ingest/gold")
-    monkeypatch.setattr(stage, "fit_extractor", None)
+    monkeypatch.setattr(stage, "cross_fit", None)
     stage.main(params(extract={"from_": "kept"}))
     assert contents(str(stage.MODEL), "data/extract") == before
+
+
+def test_an_adopted_model_takes_the_floors_of_the_parameters(workspace: Path):
+    shutil.copytree(stage.MODEL, stage.FITTED / "kept/extract")
+    before = tables.read("extract/events")
+    stage.main(params(extract={"from_": "kept", "trigger_floor": 0.6}))
+    after = tables.read("extract/events")
+    assert 0 < after.height < before.height and after["confidence"].min() >= 0.6  # type: ignore[operator]
+    assert load_extractor(stage.MODEL).floors == Floors(0.6, params().extract.mention_floor, params().extract.lattice)
 
 
 def test_an_adopted_model_must_be_whole(workspace: Path):

@@ -17,6 +17,7 @@ from stages.extract import chains, ordering
 from stages.extract.clusters import cluster
 from stages.extract.crf import BEGIN, INSIDE, OUT, Packing, choose, fit_tagger, infer, list_spans, span_probabilities
 from stages.extract.optimise import minimise
+from stages.extract.pairs import FAR, Spans, list_pairs
 from stages.extract.scores import Decision, Score, decide, score_extraction
 from stages.extract.softmax import Calibration, fit_calibration
 from stages.extract.tokens import Text, read_text
@@ -223,6 +224,32 @@ def test_relations_join_all_hypotheses_of_two_spans():
     assert found.select("head_event_id", "tail_event_id").rows() == [("b/x", "a/x"), ("b/x", "a/y")]
 
 
+# ---- pairs ----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(0, 2), st.integers(0, 10_000),
+    st.integers(0, 12), st.integers(0, 12),
+)  # fmt: skip
+def test_pairs_against_a_plain_loop(lengths: list[int], reach: int, seed: int, events: int, mentions: int):
+    """Sentences of up to 400 words, every second one in a document of its own."""
+    draw = np.random.default_rng(seed)
+    documents = {f"d{i // 2}": ("w", []) for i in range(len(lengths))}
+    for i, length in enumerate(lengths):
+        documents[f"d{i // 2}"][1].append("a " * length)
+    text = read_text(*frames_of(documents))
+    first = [np.sort(draw.integers(0, text.size, n)) for n in (events, mentions)]
+    zero = [np.zeros(len(f), np.uint64) for f in first]
+    spans = [Spans(f, f, z, z, z.astype(np.int64)) for f, z in zip(first, zero, strict=True)]
+    found = list(zip(*(axis.tolist() for axis in list_pairs(text, *spans, reach)), strict=True))
+    assert found == [
+        (e, m)
+        for e, a in enumerate(first[0].tolist()) for m, b in enumerate(first[1].tolist())
+        if text.doc_T[a] == text.doc_T[b] and abs(a - b) <= FAR
+        and abs(text.sentence_T[a] - text.sentence_T[b]) <= reach
+    ]  # fmt: skip
+
+
 # ---- clusters and chains --------------------------------------------------------------------------------------------
 
 
@@ -238,6 +265,8 @@ def test_relations_join_all_hypotheses_of_two_spans():
         (["Ann Smith", "Joann Smith", "Smith"], [0, 1, 2]),
         (["Inter Media Firm", "Iron Mill Furnace", "IMF"], [0, 1, 2]),
         (["the red car", "car"], [0, 1]),
+        (["Mrs Smith", "Smith", "Ann Smith"], [0, 0, 0]),
+        (["Mr Smith", "Mrs Smith", "Smith"], [0, 1, 2]),
         ([], []),
     ],
 )

@@ -181,6 +181,7 @@ def event(**changes: Any) -> dict[str, Any]:
 
 BROKEN: list[tuple[Any, str, str]] = [
     ('{"text": "x"', "json", "not valid JSON: Expecting ',' delimiter at column 13"),
+    ('{"text": "x', "json", "not valid JSON: Unterminated string starting at column 10"),
     ("[1]", "json", "expected one JSON object per line"),
     ('{"text": "a", "text": "b"}', "json", "the key 'text' occurs twice"),
     ('{"text": "a", "date": NaN}', "json", "NaN is not JSON"),

@@ -141,7 +141,7 @@ def test_rams_with_its_train_file_takes_dev_as_tune() -> None:
     (lambda r: r["gold_evt_links"][0].__setitem__(2, "evt1arg2cook"), "unknown role 'evt1arg2cook' of corrupt"),
     (lambda r: r["sentences"].append([]), r"sentences\[3\]: expected a list of tokens"),
     (lambda r: r.update(source_url="http://t"), r"test\.jsonlines:1: split: group 'http://t' is in split"),
-    (lambda r: r.update(doc_key="k3"), "the id 'k3' was used before"),
+    (lambda r: r.update(doc_key="k3"), "doc_key: the id 'k3' was used before"),
 ])  # fmt: skip
 def test_rams_broken(edit: Any, message: str) -> None:
     folder = change("rams", "dev.jsonlines", 2, edit)

@@ -63,6 +63,21 @@ def test_cluster_rules() -> None:
     assert cluster(surfaces, [("c", "e1", "r", 0), ("d", "e2", "r", 5)]) == [0, 1, 2, 3, 1, 5]
 
 
+@pytest.mark.parametrize(
+    ("surfaces", "groups"),
+    [
+        (["Mrs. Olten", "Olten", "OLTEN", "President Olten"], [0, 0, 0, 0]),
+        (["Mr Olten", "Mrs Olten", "Dr. Olten", "Olten"], [0, 1, 2, 2]),  # two people, and nobody knows which is meant
+        (["Ms Olten", "Miss Olten", "Olten"], [0, 0, 0]),
+        (["Mr", "mr.", "Sir"], [0, 1, 2]),  # a form of address alone is a name like any other
+        (["Mr. She", "she"], [0, 1]),
+        (["the Rev. Dr. Karl Menk", "Karl Menk", "Menk"], [0, 0, 2]),
+    ],
+)
+def test_a_form_of_address_is_no_part_of_a_name(surfaces: list[str], groups: list[int]) -> None:
+    assert cluster(surfaces) == groups
+
+
 @given(st.lists(st.sampled_from(["Ann", "ann", "The Ann", "they", "Bo", "a Bo", "he"]), max_size=8))
 def test_clusters_begin_with_their_first_mention(surfaces: list[str]) -> None:
     groups = cluster(surfaces)

@@ -140,6 +140,57 @@ def test_without_gold_nothing_is_said_about_right_or_wrong(data: Path) -> None:
     assert {href[1:] for href in page.values("href")} <= set(page.values("id"))
 
 
+def test_without_annotation_the_roster_that_nobody_stands_in_is_left_out(data: Path) -> None:
+    """The first roster setting is then the empty closed one: it must not hide the rankings there are."""
+    for name in ("instances", "grades", "mapping", "sufficient"):
+        tables.write(f"reference/audit/{name}", tables.table(f"reference/audit/{name}").empty(), data)
+    tables.write("ingest/roster", tables.table("ingest/roster").empty(), data)
+    tables.write("trajectories/closed/steps", tables.table("trajectories/closed/steps").empty(), data)
+    for name in ("candidates", "mentions", "arguments"):
+        tables.write(f"roster/closed/{name}", tables.table(f"roster/closed/{name}").empty(), data)
+    for system in tiny.SYSTEMS:
+        for name in ("rankings", "certificates", "generations"):
+            table = f"rank/{system}/closed/{name}"
+            tables.write(table, tables.table(table).empty(), data)
+    tiny.change(data, "roster/windows", pl.lit(0).alias("n_closed"))
+    page = Page(build(data, params("jsonl")))
+    assert "Predicted" in page.text and "Closed" not in page.text
+    assert "Best system, predicted roster" in page.text
+    assert "Ann" in page.text and "shot" in page.text
+
+
+def test_what_every_other_system_answered_is_on_the_page(data: Path) -> None:
+    page = Page(build(data, params()))
+    assert page.text.count("What the other systems answered") == 1
+    found = readings.answers([("w2", "attack")], ["oracle", "rm_attach"], ["closed", "hybrid"])
+    (by_setting,) = found.values()
+    assert list(by_setting) == ["closed", "hybrid"]
+    for answers in by_setting.values():
+        assert [a.system for a in answers] == ["oracle", "rm_attach"]
+        assert all(a.entries == (("Ann", "", 3),) for a in answers)
+        assert all(a.score == pytest.approx(1.0) for a in answers)
+
+
+def test_what_was_rejected_says_so_in_every_answer(data: Path) -> None:
+    for setting in tables.SETTINGS:
+        name = f"rank/oracle/{setting}/certificates"
+        tables.write(name, tables.read(name, data).filter(pl.col("slot_id") == "none"), data)
+    build(data, params())
+    (by_setting,) = readings.answers([("w2", "attack")], ["oracle"], ["closed"]).values()
+    (answer,) = by_setting["closed"]
+    assert [(name, grade) for name, _, grade in answer.entries] == [("Ann", 3)]
+    assert answer.entries[0][1] != ""
+    assert answer.score == 0
+
+
+def test_an_extremely_long_name_is_cut(data: Path) -> None:
+    for setting in tables.SETTINGS:
+        tiny.change(data, f"roster/{setting}/candidates", pl.lit("N" * 50_000).alias("name"))
+    text = build(data, params())
+    assert len(text) < 200_000
+    assert "N" * readings.NAME + "…" in text and "N" * (readings.NAME + 1) not in text
+
+
 def test_no_window_needs_to_be_shown(data: Path) -> None:
     page = Page(build(data, params(windows=0)))
     assert "None were asked for" in page.text
@@ -222,6 +273,17 @@ def test_long_documents_are_folded_but_never_near_a_citation(sentences: list[int
 
 def test_control_characters_are_shown_as_pictures() -> None:
     assert shown("a\x00\x1b\x7f\n\tb") == "a\u2400\u241b\u2421\n\tb"
+    assert shown("a\u202eb\u2066c\x9b") == "a\ufffdb\ufffdc\ufffd"
+
+
+def test_no_control_character_of_an_id_or_a_title_reaches_the_page(data: Path) -> None:
+    hostile = "\x1b[2J\x07\u202e\x9b"
+    tiny.change(data, "ingest/documents", pl.lit("T" + hostile).alias("title"))
+    tiny.change(data, "trajectories/skeletons", pl.lit("Q" + hostile).alias("title"))
+    text = build(data, params())
+    page = Page(text)
+    assert not {c for c in text if not c.isprintable()} - {"\n"}
+    assert "T\u241b[2J\u2407" in page.text and "Q\u241b[2J\u2407" in page.text
 
 
 # ---- charts and numbers ----------------------------------------------------------------------------------------------

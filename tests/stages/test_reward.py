@@ -202,6 +202,11 @@ def test_features_do_not_depend_on_the_hash_seed() -> None:
     assert outputs[0] == outputs[1] != b""
 
 
+def test_an_empty_roster_is_standardised_without_a_warning() -> None:
+    """Warnings are errors here; a corpus without annotation has empty closed rosters."""
+    assert standardise(np.zeros((0, 3)), np.zeros((0, 3))).shape == (0, 3)
+
+
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), min_size=1, max_size=8))
 def test_standardised_columns_have_mean_0_and_deviation_1_or_are_0(values: list[list[float]]) -> None:
     rows = np.array(values)

@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.files import write_text
-from stages.extract.encoder.fit import Annotated, Scores
+from stages.extract.annotated import Annotated
+from stages.extract.encoder.fit import Scores
 from stages.extract.encoder.geometry import RIVALS
 from stages.extract.encoder.model import EncoderExtractor
 
@@ -42,14 +43,13 @@ def write_card(file: Path, model: EncoderExtractor, data: Annotated, held_out: A
         f"{'never' if model.coreference.threshold > 1 else model.coreference.threshold})."
         if clusters else "Participants are clustered by the string rule alone."
     )  # fmt: skip
-    extra = f" Extra trigger sentences: {Path(settings.triggers).name}." if settings.triggers else ""
     write_text(file, f"""# Encoder extractor
 
 A transformer ({Path(settings.base).name}, {network.backbone.config["model_type"]}, width {network.backbone.size}; the
 embeddings and the {settings.frozen} lowest layers frozen) with joint heads for triggers and their types, participant
 mentions, roles and relations. {len(labels.kinds)} event types, {len(labels.sorts)} mention types, {len(labels.roles)}
 roles, {len(labels.links)} relations. Trained on the train split for {settings.epochs} epochs, calibrated on held-out
-windows.{extra}
+windows.
 
 | | trained on | calibrated on |
 |---|---|---|

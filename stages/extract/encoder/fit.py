@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import polars as pl
-
 from pipeline.errors import SetupError
+from pipeline.params import Encoder
+from stages.extract.annotated import Annotated
 from stages.extract.encoder.calibrate import calibrate
 from stages.extract.encoder.coreference import Coreference, fit_coreference
 from stages.extract.encoder.geometry import spelling
@@ -18,32 +18,12 @@ from stages.extract.encoder.heads import Heads
 from stages.extract.encoder.model import EncoderExtractor, Temperatures
 from stages.extract.encoder.network import find_base, load_backbone, load_tokenizer
 from stages.extract.encoder.reading import Network, cut_text
-from stages.extract.encoder.settings import Encoder
 from stages.extract.encoder.step import Lesson
-from stages.extract.encoder.targets import Frames, Placed, learn_labels, read_goal
+from stages.extract.encoder.targets import Placed, learn_labels, read_goal
 from stages.extract.encoder.train import Course, Say, reproducible, train
-from stages.extract.encoder.triggers import read_triggers
 from stages.extract.linear import Floors
 from stages.extract.softmax import Calibration
 from stages.extract.tokens import read_text
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Annotated:
-    """Documents, their sentences, and their gold: events, mentions, arguments, relations, labelled."""
-
-    documents: pl.DataFrame
-    sentences: pl.DataFrame
-    gold: Frames
-
-
-def add_triggers(data: Annotated, file: str) -> Annotated:
-    """The same with the extra sentences of a file: they teach the trigger head alone."""
-    documents, sentences, gold = read_triggers(file)
-    return Annotated(
-        pl.concat([data.documents, documents]), pl.concat([data.sentences, sentences]),
-        {name: pl.concat([frame, gold[name]]) for name, frame in data.gold.items()},
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +56,6 @@ def fit_encoder(
     Returns:
         The extractor, and what was measured on `held_out`.
     """
-    if settings.triggers:
-        data = add_triggers(data, settings.triggers)
     folder = find_base(settings.base)
     tokenizer, special = load_tokenizer(folder)
     text = read_text(data.documents, data.sentences)
@@ -90,7 +68,7 @@ def fit_encoder(
         f"{len(goal.role_A)} arguments in {len(labels.roles)} roles, {len(goal.link_L)} relations; {len(chunks)} chunks"
     )
     with reproducible(seed):
-        backbone = load_backbone(folder, settings.frozen)
+        backbone = load_backbone(folder, settings.frozen, settings.precision)
         if settings.chunk > backbone.positions:
             raise SetupError(
                 f"the encoder reads at most {backbone.positions} pieces at once", field="extract.encoder.chunk"

@@ -75,7 +75,7 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, Special]:
     return tokenizer, Special(*ids)
 
 
-def load_backbone(folder: Path, frozen: int) -> Backbone:
+def load_backbone(folder: Path, frozen: int, precision: str) -> Backbone:
     """The pretrained encoder of a folder: safetensors, float32, no code but transformers' own.
 
     Raises:
@@ -96,10 +96,10 @@ def load_backbone(folder: Path, frozen: int) -> Backbone:
         folder, config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True,
         dtype=torch.float32,
     )  # fmt: skip
-    return Backbone(model, frozen)
+    return Backbone(model, frozen, precision)
 
 
-def build_backbone(config: dict[str, Any], frozen: int) -> Backbone:
+def build_backbone(config: dict[str, Any], frozen: int, precision: str) -> Backbone:
     """An encoder of the given configuration (`Backbone.config`) whose weights are still to be filled in."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoConfig, AutoModel
@@ -108,7 +108,8 @@ def build_backbone(config: dict[str, Any], frozen: int) -> Backbone:
     if config["model_type"] not in KINDS:
         raise ValueError(f"encoder of type {config['model_type']!r}")
     built = AutoConfig.for_model(config["model_type"], **settings)
-    return Backbone(AutoModel.from_config(built, add_pooling_layer=False), frozen)  # type: ignore[no-untyped-call]
+    model = AutoModel.from_config(built, add_pooling_layer=False)  # type: ignore[no-untyped-call]
+    return Backbone(model, frozen, precision)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,10 +163,12 @@ class Backbone(nn.Module):
     Args:
         model: `embeddings` and `encoder.layer`, as transformers builds it.
         frozen: number of frozen layers; the embeddings are frozen with them, and always.
+        precision: of its matrix products, `float32` or `bfloat16`; weights, sums and norms are float32 with either.
     """
 
-    def __init__(self, model: Any, frozen: int) -> None:
+    def __init__(self, model: Any, frozen: int, precision: str) -> None:
         super().__init__()
+        self.low = precision == "bfloat16"
         config = model.config
         self.config: dict[str, Any] = config.to_diff_dict()
         layers = model.encoder.layer
@@ -190,17 +193,22 @@ class Backbone(nn.Module):
 
     def lower(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """[B, S, D] output of the frozen layers, without gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), self._products():
             hidden: Tensor = self.embeddings(input_ids=ids_BS)
             for layer in self.frozen:
                 hidden = layer(hidden, attention_mask=_attend(mask_BS))
-        return hidden
+        return hidden.float()
 
     def upper(self, hidden_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         """[B, S, D] output of the last layer."""
-        for layer in self.trained:
-            hidden_BSD = layer(hidden_BSD, attention_mask=_attend(mask_BS))
-        return hidden_BSD
+        with self._products():
+            for layer in self.trained:
+                hidden_BSD = layer(hidden_BSD, attention_mask=_attend(mask_BS))
+        return hidden_BSD.float()
+
+    def _products(self) -> torch.autocast:
+        # Without a cache of cast weights: it would outlive a step of the optimiser under inference.
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.low, cache_enabled=False)
 
 
 def _attend(mask_BS: Tensor) -> Tensor | None:

@@ -18,18 +18,18 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from pipeline.params import Encoder
 from stages.extract.crf import choose
 from stages.extract.encoder.chunks import Chunk, Pieces, bucket, cut_chunks, cut_pieces, cut_segments
 from stages.extract.encoder.geometry import Near, list_near, list_neighbours, room, spelling
 from stages.extract.encoder.heads import Heads, Spans, Tokens
 from stages.extract.encoder.network import Backbone, Special, lay_out, pool
-from stages.extract.encoder.settings import Encoder
 from stages.extract.encoder.targets import Labels
 from stages.extract.hashing import Floats, Ints
 from stages.extract.tokens import Text, read_text
 
-BATCH = 8192
-"""Word pieces per forward pass, padding included."""
+BATCH = 2048
+"""Word pieces per forward pass, padding included: 8192 take a third longer, their activations fit into no cache."""
 BLOCK = 16_384
 """Tokens per block, about; a document is divided only where it has more than twice as many."""
 KEPT_TOKENS = 1 << 20

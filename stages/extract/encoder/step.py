@@ -67,16 +67,20 @@ class View:
             (token >= begin) & (token < end),
         )  # fmt: skip
 
-    def place(self, token: Ints) -> tuple[Ints, Ints]:
-        """Tokens -> (indices of those that stand in some core, their rows), in the order of the rows."""
+    def place(self, first: Ints, last: Ints) -> tuple[Ints, Ints]:
+        """Spans of tokens -> (indices of those that begin in some core and end in its chunk, their first rows).
+
+        In the order of the rows. A span may run out of its chunk where a very long sentence had to be cut.
+        """
         chunks = self.batch.chunks
         order = np.argsort([c.begin for c in chunks])
-        begin, end, first = (np.array(column)[order] for column in zip(*((c.begin, c.end, c.first) for c in chunks),
-                                                                        strict=True))  # fmt: skip
-        found = np.searchsorted(begin, token, side="right") - 1
-        index = np.flatnonzero((found >= 0) & (token < end[np.maximum(found, 0)]))
+        columns = zip(*((c.begin, c.end, c.first, c.last) for c in chunks), strict=True)
+        begin, end, origin, limit = (np.array(column)[order] for column in columns)
+        found = np.searchsorted(begin, first, side="right") - 1
+        at = np.maximum(found, 0)
+        index = np.flatnonzero((found >= 0) & (first < end[at]) & (last < limit[at]))
         found = found[index]
-        row = self.batch.first_B[order[found]] + token[index] - first[found]
+        row = self.batch.first_B[order[found]] + first[index] - origin[found]
         by_row = np.argsort(row, kind="stable")
         return index[by_row], row[by_row]
 
@@ -95,7 +99,7 @@ def losses(heads: Heads, hidden_ND: Tensor, batch: Batch, lesson: Lesson) -> dic
     x, token = view.tokens, batch.token_N
     out: dict[str, Tensor] = {}
 
-    triggers, row = view.place(goal.trigger_first)
+    triggers, row = view.place(goal.trigger_first, goal.trigger_last)
     last = row + goal.trigger_last[triggers] - goal.trigger_first[triggers]
     log_p = heads.triggers(x, view.room_N)
     out["trigger"] = _span_loss(log_p, row, last, view.core_N & goal.events_T[token])
@@ -108,7 +112,7 @@ def losses(heads: Heads, hidden_ND: Tensor, batch: Batch, lesson: Lesson) -> dic
 
     if heads.mentions is None or heads.mention_vectors is None:
         return out
-    mentions, row = view.place(goal.mention_first)
+    mentions, row = view.place(goal.mention_first, goal.mention_last)
     last = row + goal.mention_last[mentions] - goal.mention_first[mentions]
     log_p = heads.mentions(x, view.room_N)
     out["mention"] = _span_loss(log_p, row, last, view.core_N & goal.mentions_T[token])
@@ -154,7 +158,7 @@ def _candidates(view: View, mention_logp: Tensor, goal: Goal) -> tuple[Ints, Int
 
 def _role_loss(heads: Heads, view: View, mention_logp: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     goal = lesson.goal
-    events, e_first = view.place(goal.event_first)
+    events, e_first = view.place(goal.event_first, goal.event_last)
     e_last = e_first + goal.event_last[events] - goal.event_first[events]
     m_first, m_last, mentions = _candidates(view, mention_logp, goal)
     near = list_near(view.sentence_N, e_first, e_last, m_first, m_last, lesson.labels.reach)

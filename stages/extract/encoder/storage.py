@@ -16,12 +16,12 @@ from torch import nn
 
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256_file, write_json, write_text
+from pipeline.params import Encoder
 from stages.extract.encoder.coreference import Coreference
 from stages.extract.encoder.heads import Heads
 from stages.extract.encoder.model import EncoderExtractor, Temperatures
 from stages.extract.encoder.network import build_backbone, load_tokenizer
 from stages.extract.encoder.reading import Network
-from stages.extract.encoder.settings import Encoder
 from stages.extract.encoder.targets import Labels
 from stages.extract.linear import Floors
 from stages.extract.softmax import Calibration
@@ -81,7 +81,7 @@ def _build(folder: Path, config: dict[str, Any]) -> EncoderExtractor:
         given[name] = tuple(given[name])
     given["allowed"] = tuple(tuple(roles) for roles in given["allowed"])
     labels = Labels(**given)
-    backbone = build_backbone(config["encoder"], settings.frozen)
+    backbone = build_backbone(config["encoder"], settings.frozen, settings.precision)
     heads = Heads(backbone.size, labels, config["mentions"])
     modules = nn.ModuleDict({"backbone": backbone, "heads": heads})
     modules.load_state_dict(load_file(folder / WEIGHTS))

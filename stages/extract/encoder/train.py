@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.files import check_complete, publish_directory, read_json, write_json
+from pipeline.params import Encoder
 from pipeline.windows import stable_seed
 from stages.extract.encoder.chunks import Chunk, Pieces, bucket
 from stages.extract.encoder.heads import Heads
 from stages.extract.encoder.network import Backbone, Special, lay_out, pool
-from stages.extract.encoder.settings import Encoder
 from stages.extract.encoder.step import Lesson, losses
 
 THREADS = 2
@@ -170,7 +170,7 @@ def train(
         for name, value in parts.items():
             seen.setdefault(name, []).append(value.item())
         done = step + 1
-        if done % settings.checkpoint == 0 and done < len(batches):
+        if done % settings.checkpoint == 0 or done == len(batches):
             _save(work / "checkpoint", key, done, trained, optimiser)
         if done == stop:
             return done - begin

@@ -1,4 +1,4 @@
-"""Extra sentences with one annotated trigger each, for the trigger head alone: RAMS' partial training split.
+"""Extra sentences with one annotated trigger each, for finding and typing triggers alone: RAMS' partial training split.
 
 Every line is an object with `doc_key`, `tokens`, `trigger` ([first, last], inclusive) and `event_type`. The text of a
 sentence is its tokens joined by one space. What roles the line lists are those of the type, not of the sentence, so
@@ -31,7 +31,7 @@ def read_triggers(file: str | Path) -> tuple[pl.DataFrame, pl.DataFrame, dict[st
     """
     path = Path(file)
     if not path.is_file():
-        raise DataError("file not found", file=path, field="extract.encoder.triggers")
+        raise DataError("file not found", file=path, field="extract.triggers")
     rows: dict[str, Rows] = {name: [] for name in ("documents", "sentences", "events", "labelled")}
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
