@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-METRICS = ("ndcg", "cert_ndcg", "cert_ndcg_gold", "evid_cons", "feasible", "dec_delta", "dec_tau")
+METRICS = ("ndcg", "cert_ndcg", "cert_ndcg_gold", "cert_ndcg_l3", "evid_cons", "feasible", "dec_delta", "dec_tau")
 ORDER = ("oracle", "rm_attach", "rule_attach", "rm_cert", "random", "cite_all", "shuffled")
 SCORES = ("trigger_exact", "mention_exact", "argument_exact", "argument_overlap")
 
@@ -25,7 +25,8 @@ def cell(metric: dict[str, Any] | None) -> str:
 def tables(title: str, data: Path) -> list[str]:
     """Markdown lines for one workspace."""
     metrics = json.loads((data / "audit/metrics.json").read_text(encoding="utf-8"))
-    scores = json.loads((data / "audit/extraction.json").read_text(encoding="utf-8"))["scores"]
+    extraction = json.loads((data / "audit/extraction.json").read_text(encoding="utf-8"))
+    scores = extraction["scores"]
     lines = [f"## {title}", ""]
     for setting in ("closed", "predicted", "hybrid"):
         instances = metrics["oracle"][setting]["cert_ndcg"]["n"]
@@ -42,7 +43,24 @@ def tables(title: str, data: Path) -> list[str]:
         found = [scores[name][split] for name in SCORES]
         row = " | ".join(f"{s['f1']:.3f} ({s['precision']:.3f} / {s['recall']:.3f})" for s in found)
         lines.append(f"| {split} | {row} |")
-    return [*lines, ""]
+    return [*lines, "", *official(extraction["official"]), ""]
+
+
+def official(found: dict[str, Any]) -> list[str]:
+    """Every F1 of the corpus' own scorer on test, as a list of `name value`."""
+    lines = ["### As the corpus' own scorer counts (test, F1 (precision / recall))", ""]
+    for path, score in sorted(leaves(found)):
+        if "test" in path and score.get("f1") is not None and "by_distance" not in path:
+            name = " ".join(part for part in path if part not in ("test", "splits"))
+            lines.append(f"- {name}: {score['f1']:.3f} ({score['precision']:.3f} / {score['recall']:.3f})")
+    return lines if len(lines) > 2 else []
+
+
+def leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every object with an `f1` and where it stands."""
+    if "f1" in node:
+        return [(path, node)]
+    return [leaf for key, value in node.items() if isinstance(value, dict) for leaf in leaves(value, (*path, key))]
 
 
 def main() -> None:
