@@ -8,6 +8,7 @@ second row, and so on: callers order rows and columns by content, and nothing el
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from heapq import nsmallest
 
 MAX_CONTESTED = 100
 """A list in which bundles compete for candidates is assigned exactly up to this length, in well under a second; the
@@ -52,7 +53,11 @@ def assign(rows: Sequence[Mapping[int, int]]) -> list[int | None]:
     n = len(rows)
     if n > MAX_CONTESTED:
         return [None] * n
-    columns = sorted({c for row in rows for c, value in row.items() if value > 0})
+    # No row needs more than its n first choices: the other rows cannot take all of them. So the work does not grow with
+    # the roster, and the optimum, unique by the tie-breaking below, is the same.
+    rows = [dict(nsmallest(n, ((c, v) for c, v in row.items() if v > 0), key=lambda cv: (-cv[1], cv[0])))
+            for row in rows]  # fmt: skip
+    columns = sorted({c for row in rows for c in row})
     place = {c: r for r, c in enumerate(columns)}
     m = len(columns)
     # Tie-breaking is part of the objective: digits in base m + 1, one per row, the first row's the most significant,
@@ -63,8 +68,7 @@ def assign(rows: Sequence[Mapping[int, int]]) -> list[int | None]:
         cost = [0] * (m + n)  # a column worth 0 means unassigned; n more of these, so that every row can be
         digit = (m + 1) ** (n - 1 - i)
         for c, value in row.items():
-            if value > 0:
-                cost[place[c]] = -(value * base + (m - place[c]) * digit)
+            cost[place[c]] = -(value * base + (m - place[c]) * digit)
         costs.append(cost)
     return [columns[c] if cost[c] else None for cost, c in zip(costs, _hungarian(costs), strict=True)]
 

@@ -7,8 +7,8 @@ hold. Neither sees a label. Import both from `pipeline.certificates`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice, product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING
 
 from pipeline.skeletons import Skeleton, align
@@ -72,15 +72,23 @@ def _attempts(window: Window, skeleton: Skeleton, candidate_id: str, limits: Lim
     steps = _by_confidence(window, candidate_id)
     heaviest = sorted(range(len(skeleton.slots)), key=lambda j: (-skeleton.slots[j].weight, j))
     fillers = [(j, step) for j in heaviest for step in steps if skeleton.slots[j].fits(step.type, step.role)]
-    pairs = ({a[0]: a[1], b[0]: b[1]} for a, b in product(fillers, fillers) if a[0] < b[0] and _differ(a[1], b[1]))
-    for cited in [*({j: step} for j, step in fillers), *islice(pairs, MAX_TRIED)]:
+    for cited in chain(({j: step} for j, step in fillers), islice(_pairs(fillers), MAX_TRIED)):
         entry = _valid_entry(window, skeleton, candidate_id, cited, limits)
         if entry is not None:
             yield entry
 
 
-def _differ(one: Step, other: Step) -> bool:
-    return one.trigger != other.trigger
+def _pairs(fillers: Sequence[tuple[int, Step]]) -> Iterator[Cited]:
+    """Pairs of steps about two events in two slots, the first's slot declared before the second's.
+
+    Args:
+        fillers: (slot index, step), those of a slot together. Of a slot without a later one nothing is compared.
+    """
+    by_slot = [(j, [step for _, step in rows]) for j, rows in groupby(fillers, key=lambda filler: filler[0])]
+    for j, step in fillers:
+        for later, others in by_slot:
+            if j < later:
+                yield from ({j: step, later: other} for other in others if other.trigger != step.trigger)
 
 
 def _by_confidence(window: Window, candidate_id: str) -> list[Step]:

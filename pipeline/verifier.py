@@ -294,10 +294,14 @@ def verify_claims(
         level: L0 asks only whether the claimed candidate's support reaches `accept`; L1 takes slot and role from the
             claim but works out the candidate, one per entry (ties by canonical id). Neither asks for a margin.
     """
+    by_candidate: dict[str, list[Step]] = {}
+    for step in steps:
+        by_candidate.setdefault(step.candidate_id, []).append(step)
+    ordered = sorted(candidates)
     verdicts = []
     for claim in claims:
-        asked = sorted(candidates) if level == "L1" else [c for c in candidates if c == claim.candidate_id]
-        supports = [(claimed_support(claim, c, steps, skeleton), c) for c in asked]
+        asked = ordered if level == "L1" else [c for c in candidates if c == claim.candidate_id]
+        supports = [(claimed_support(claim, c, by_candidate.get(c, ()), skeleton), c) for c in asked]
         sigma, candidate = max(supports, key=lambda pair: pair[0], default=(0, None))
         other = max((s for s, c in supports if c != candidate), default=0)
         verdicts.append(Verdict(candidate if sigma >= accept else None, sigma, sigma - other))

@@ -219,7 +219,8 @@ def write_figures(
     files.write_json(out / "differences.json", differences)
     files.write_json(out / "counterfactuals.json", tests)
     files.write_json(out / "sweep.json", thresholds)
-    files.write_json(out / "extraction.json", extraction.scores(params))
+    extracted = extraction.scores(params)
+    files.write_json(out / "extraction.json", extracted)
     files.write_json(
         out / "summary.json",
         {
@@ -238,6 +239,7 @@ def write_figures(
     files.write_text(out / "plots/differences.csv", plots.differences(differences))
     files.write_text(out / "plots/counterfactuals.csv", plots.counterfactuals(tests))
     files.write_text(out / "plots/sweep.csv", plots.sweep(thresholds))
+    files.write_text(out / "plots/reliability.csv", plots.reliability(extracted["reliability"]))
     print_headline(as_json)
 
 

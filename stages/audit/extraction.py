@@ -1,7 +1,8 @@
 """How much of gold the frozen extractor found: the cap on everything that comes after it.
 
-Trigger and argument F1 per split, and roster recall: the share of gold candidates that some roster candidate stands
-for, of the relevant ones among them, and of the relevant ones that also have any extracted step to be certified by.
+Trigger and argument F1 per split, whether confidences hold (`reliability.py`), and roster recall: the share of gold
+candidates that some roster candidate stands for, of the relevant ones among them, and of the relevant ones that also
+have any extracted step to be certified by.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pipeline import tables
 from pipeline.metrics import rounded
 from pipeline.params import Params
 from pipeline.tables import Reader
+from stages.audit.reliability import reliability
 from stages.extract.official import casie, maven_ere, rams
 from stages.extract.scores import Decision, Score, decide, score_extraction
 
@@ -143,7 +145,12 @@ def scores(params: Params, root: str | Path = "data") -> dict[str, Any]:
     found = extraction_scores(root)
     decision = Decision(found["thresholds"]["event"], found["thresholds"]["argument"])
     roster = roster_recall(params.roster.settings, root)
-    return {**found, "official": official_scores(params, decision, root), "roster": roster}
+    return {
+        **found,
+        "reliability": reliability(params.trajectories.buckets, root),
+        "official": official_scores(params, decision, root),
+        "roster": roster,
+    }
 
 
 def _count(counts: dict[tuple[str, str, str], list[int]], key: tuple[str, str, str], n: int, hit: bool) -> None:

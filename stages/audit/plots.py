@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.metrics import Estimate
+from stages.audit.reliability import BINS
 from stages.audit.summary import Cell, Figures
 
 SHOWN = ("ndcg", "cert_ndcg", "cert_ndcg_gold", "cert_ndcg_l3", "evid_cons", "feasible", "dec_tau", "dec_mi")
@@ -60,6 +61,23 @@ def sweep(figures: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> s
         for system, settings in figures.items() for setting, points in settings.items() for point in points
     ]  # fmt: skip
     return _csv(("setting", "system", "margin", "accept", "value", "low", "high", "n"), sorted(rows))
+
+
+def reliability(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Share right by confidence: one row per bin of its middle, then one column per split and table.
+
+    `calibrated` is what a calibrated extractor would have: the middle itself. A bin without hypotheses is empty.
+    """
+    places = [(split, table) for split, found in figures.items() for table in found]
+    right = {
+        (split, table, round(row["low"] * BINS)): row["right"]
+        for split, table in places for row in figures[split][table]["bins"]
+    }  # fmt: skip
+    rows = [
+        (middle, middle, *(right.get((*place, b)) for place in places))
+        for b in range(BINS) for middle in [round((b + 0.5) / BINS, 6)]
+    ]  # fmt: skip
+    return _csv(("confidence", "calibrated", *(f"{split}_{table}" for split, table in places)), rows)
 
 
 def _numbers(figure: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 
@@ -25,16 +27,19 @@ from pipeline.errors import DataError, ParamError
 from pipeline.graph import code_closure
 from pipeline.params import Params
 from pipeline.windows import stable_seed
+from stages.extract import limits
 from stages.extract.annotated import FOLDS, INPUTS, Annotated, add_triggers, drawn, fold_of, read_annotated, windows_of
 from stages.extract.card import write_card
 from stages.extract.fit import Corpus, cross_fit, fit_extractor
 from stages.extract.folds import CrossFitted, Extractor
 from stages.extract.linear import Floors
 from stages.extract.models import load_extractor, model_files, save_extractor
+from stages.extract.portions import portions
 
 MODEL = Path("models/extract")
 FITTED = Path("models/fitted")
 OUTPUTS = ("mentions", "events", "arguments", "relations")
+LIMITS = "limits.json"
 Frames = dict[str, pl.DataFrame]
 
 
@@ -45,7 +50,7 @@ def main(params: Params) -> None:
         adopt(params.extract.from_, floors)
     else:
         fit(params, floors)
-    apply(load_extractor(MODEL), tables.shards("ingest/documents"))
+    apply(load_extractor(MODEL), portions())
 
 
 # ---- the model -----------------------------------------------------------------------------------------------------
@@ -135,7 +140,7 @@ def fit_encoder(data: Annotated, held_out: Annotated, floors: Floors, params: Pa
     published = CrossFitted(models[0], tuple(models[1:]), read_by(data)) if len(models) > 1 else models[0]
     with files.publish_directory(MODEL) as folder:
         save_extractor(folder, published)
-        card.write_card(folder / "README.md", models[0], data, held_out, scores[0])
+        card.write_card(folder / "README.md", models[0], data, held_out, scores[0], len(models) - 1)
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -163,11 +168,13 @@ def apply(model: Extractor, shards: list[tuple[str, str]]) -> None:
         if stale != work:
             shutil.rmtree(stale)
     readers = {name: tables.Reader(name) for name in INPUTS}
+    watched = limits.Watched(model)
     for number, bounds in stage.progress(list(enumerate(shards)), "shards read", len(shards)):
         folder = work / f"{number:06d}"
         if not (folder / files.COMPLETE).is_file():
-            frames = read_shard(model, *(reader.frame(bounds) for reader in readers.values()))
+            frames = read_shard(cast(Extractor, watched), *(reader.frame(bounds) for reader in readers.values()))
             with files.publish_directory(folder) as partial:
+                files.write_json(partial / LIMITS, dict(watched.met))
                 for name, frame in frames.items():
                     with tables.Writer(f"extract/{name}", file=partial / f"{name}.parquet") as writer:
                         writer.append(frame)
@@ -176,6 +183,9 @@ def apply(model: Extractor, shards: list[tuple[str, str]]) -> None:
             for name in OUTPUTS:
                 file = work / f"{number:06d}" / f"{name}.parquet"
                 writers[f"extract/{name}"].append(tables.Reader(f"extract/{name}", file=file).frame())
+    met = sum((Counter(files.read_json(work / f"{n:06d}" / LIMITS)) for n in range(len(shards))), Counter[str]())
+    for what in sorted(+met):
+        say(f"limit: {met[what]} {limits.SAID[what]}")
     shutil.rmtree(work, ignore_errors=True)
 
 

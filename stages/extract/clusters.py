@@ -88,8 +88,9 @@ def _abbreviations(proper: dict[str, tuple[str, ...]]) -> dict[str, str]:
         folded = tuple(word.casefold() for word in words)
         names = by_short.get(folded, set()) | (by_short.get((whole,), set()) if whole else set())
         names = {name for name in names if name != key and len(proper[name]) > len(words)}
-        # Of nested longer names (Ann Smith, Ann Smith Jones) only the maximal ones count as rivals.
-        maximal = {n for n in names if not any(n != other and f" {n} " in f" {other} " for other in names)}
-        if len(maximal) == 1:
-            out[key] = maximal.pop()
+        # Of nested longer names (Ann Smith, Ann Smith Jones) only the maximal ones count as rivals. The longest of all
+        # is maximal, and the only one if it holds every other.
+        longest = max(names, key=lambda name: (len(name), name), default="")
+        if names and all(f" {name} " in f" {longest} " for name in names):
+            out[key] = longest
     return out

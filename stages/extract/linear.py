@@ -10,6 +10,7 @@ affordable, that will extract better.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +34,8 @@ SPAN_FLOOR = 0.03
 STEPS = np.array([0.05, 0.15, 0.3, 0.5, 0.7, 0.85])
 NO_ROLE = 0
 """Index of "takes no part" among the role labels."""
+PAIRS = 1 << 16
+"""(event, mention) pairs whose roles are scored together; a pair takes about 2 KB meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,20 +172,21 @@ class LinearExtractor:
         first_M, last_M = self._locate(analysis, mentions)
         index = {name: i for i, name in enumerate(self.trigger_type.labels)}
         kind_E = np.array([index[name] for name in events["type"].to_list()], dtype=np.int64)
-        event_P, mention_P, p = self.role_probabilities(analysis, first_E, last_E, kind_E, first_M, last_M)
-        # The floor is on the role given the event; the confidence is of both.
-        given = np.where(p > 0, self.role_calibration.apply(p), 0.0)
-        given[:, NO_ROLE] = 0.0
-        pair, role = np.nonzero(given >= self.floors.role)
-        joint = given[pair, role] * events["confidence"].to_numpy()[event_P[pair]]
-        frame = pl.DataFrame({
-            "window_id": events["window_id"].gather(event_P[pair]),
-            "event_id": events["event_id"].gather(event_P[pair]),
-            "mention_id": mentions["mention_id"].gather(mention_P[pair]),
-            "role": pl.Series([self.role.labels[r] for r in role], dtype=pl.String),
-            "confidence": pl.Series(np.round(joint, 6), dtype=pl.Float64),
-        })  # fmt: skip
-        return _shape(frame, "extract/arguments")
+        found = []
+        for event_P, mention_P, p in self._score_pairs(analysis, first_E, last_E, kind_E, first_M, last_M):
+            # The floor is on the role given the event; the confidence is of both.
+            given = np.where(p > 0, self.role_calibration.apply(p), 0.0)
+            given[:, NO_ROLE] = 0.0
+            pair, role = np.nonzero(given >= self.floors.role)
+            joint = given[pair, role] * events["confidence"].to_numpy()[event_P[pair]]
+            found.append(pl.DataFrame({
+                "window_id": events["window_id"].gather(event_P[pair]),
+                "event_id": events["event_id"].gather(event_P[pair]),
+                "mention_id": mentions["mention_id"].gather(mention_P[pair]),
+                "role": pl.Series([self.role.labels[r] for r in role], dtype=pl.String),
+                "confidence": pl.Series(np.round(joint, 6), dtype=pl.Float64),
+            }))  # fmt: skip
+        return _shape(pl.concat(found), "extract/arguments")
 
     def role_probabilities(
         self, analysis: Analysis, first_E: Ints, last_E: Ints, kind_E: Ints, first_M: Ints, last_M: Ints
@@ -197,6 +201,14 @@ class LinearExtractor:
         Returns:
             Index of the event and of the mention of every pair, and [pairs, role labels].
         """
+        parts = self._score_pairs(analysis, first_E, last_E, kind_E, first_M, last_M)
+        event_P, mention_P, p = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return event_P, mention_P, p
+
+    def _score_pairs(
+        self, analysis: Analysis, first_E: Ints, last_E: Ints, kind_E: Ints, first_M: Ints, last_M: Ints
+    ) -> Iterator[tuple[Ints, Ints, Floats]]:
+        """The same, at most `PAIRS` pairs at a time; at least once, if without a pair."""
         assert self.role is not None
         at_E, at_M = np.flatnonzero(last_E >= first_E), np.lexsort((last_M, first_M))
         at_M = at_M[last_M[at_M] >= first_M[at_M]]
@@ -210,9 +222,11 @@ class LinearExtractor:
         )  # fmt: skip
         mentions = Spans(first_M, last_M, sort_M, sort_M, steps_of(self._raw(analysis, first_M, last_M)))
         event_P, mention_P = list_pairs(analysis.text, events, mentions, self.reach)
-        rows = pair_rows(analysis.text, analysis.words, events, mentions, event_P, mention_P)
-        p = self.role.probabilities(rows, self.allowed[kind_E[event_P]])
-        return at_E[event_P], at_M[mention_P], p
+        for low in range(0, max(len(event_P), 1), PAIRS):
+            event, mention = event_P[low : low + PAIRS], mention_P[low : low + PAIRS]
+            rows = pair_rows(analysis.text, analysis.words, events, mentions, event, mention)
+            p = self.role.probabilities(rows, self.allowed[kind_E[event]])
+            yield at_E[event], at_M[mention], p
 
     def _locate(self, analysis: Analysis, spans: pl.DataFrame) -> tuple[Ints, Ints]:
         return analysis.text.locate(spans["doc_id"].to_list(), spans["start"].to_numpy(), spans["end"].to_numpy())

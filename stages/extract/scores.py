@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.075, *(i / 20 for i in range(2, 20)))
 SPAN = ["doc_id", "start", "end"]
@@ -127,11 +130,31 @@ def exact(gold: pl.DataFrame, found: pl.DataFrame) -> Score:
 
 def overlapping(gold: pl.DataFrame, found: pl.DataFrame) -> Score:
     """Spans of equal type that share a character."""
-    a, b = gold.with_row_index("g"), found.with_row_index("f")
-    pairs = a.join(b, on=["doc_id", "type"], suffix="_f").filter(
-        (pl.col("start") < pl.col("end_f")) & (pl.col("start_f") < pl.col("end"))
-    )
-    return Score(found.height, pairs["f"].n_unique(), gold.height, pairs["g"].n_unique())
+    # A document and type is a line of its own: its spans are shifted beyond those of the one before.
+    lines = pl.concat([frame.select(line=pl.struct("doc_id", "type")) for frame in (gold, found)])
+    group = lines["line"].rank("dense").cast(pl.Int64)
+    width = 1 + max(_most(gold["end"]), _most(found["end"]))
+    low, high = (pl.concat([gold[name], found[name]]) + group * width for name in ("start", "end"))
+    n = gold.height
+    a, b = _Spans(low[:n].to_numpy(), high[:n].to_numpy()), _Spans(low[n:].to_numpy(), high[n:].to_numpy())
+    return Score(found.height, b.touched_by(a), gold.height, a.touched_by(b))
+
+
+class _Spans(NamedTuple):
+    """Half-open ranges of one line, none empty."""
+
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+
+    def touched_by(self, others: _Spans) -> int:
+        """How many of these overlap some other: as many others begin before its end as do not end before it begins."""
+        begun = np.searchsorted(np.sort(others.low), self.high, side="left")
+        ended = np.searchsorted(np.sort(others.high), self.low, side="right")
+        return int((begun > ended).sum())
+
+
+def _most(column: pl.Series) -> int:
+    return int(column.max() or 0)  # type: ignore[arg-type]
 
 
 def _inside(frame: pl.DataFrame, ranges: pl.DataFrame) -> pl.DataFrame:

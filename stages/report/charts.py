@@ -3,6 +3,7 @@ classes, so they follow the reader's light or dark setting; every chart says in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,6 +132,8 @@ def axis(limit: float) -> Markup:
 
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 34, 96, 10, 34
+POINT = 2.5
+"""Radius of a dot."""
 
 
 def line_chart(series: Mapping[str, Sequence[tuple[float, float | None]]], x_label: str, label: str) -> Markup:
@@ -146,21 +149,50 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float | None]]], x_lab
         return Markup("")
     low, high = xs[0], xs[-1] if xs[-1] > xs[0] else xs[0] + 1
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        return (
-            round(LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1),
-            round(TOP + (1 - y) * (HEIGHT - TOP - BOTTOM), 1),
-        )
+    lines = {}
+    for i, (name, points) in enumerate(series.items()):
+        drawn = [(*_at((x - low) / (high - low), y), POINT) for x, y in points if y is not None]
+        if drawn:
+            lines[i, name] = drawn
+    ticks = [((x - low) / (high - low), x) for x in xs]
+    return _plot([*_axes(ticks, x_label), *_lines(lines)], label)
 
+
+def reliability_chart(series: Mapping[str, Sequence[tuple[float, float, int]]], label: str) -> Markup:
+    """A reliability diagram: share right over mean confidence, both from 0 to 1, and the line of a calibrated one.
+
+    Args:
+        series: name -> (mean confidence, share right, hypotheses) per bin by ascending confidence; the area of a dot
+            is the bin's share of its series' hypotheses.
+        label: the chart in words.
+    """
+    lines = {}
+    for i, (name, points) in enumerate(series.items(), 1):
+        total = sum(n for _, _, n in points)
+        drawn = [(*_at(x, y), round(max(1.2, 8 * math.sqrt(n / total)), 2)) for x, y, n in points if n]
+        if drawn:
+            lines[i, name] = drawn
+    (x1, y1), (x2, y2) = _at(0.0, 0.0), _at(1.0, 1.0)
+    parts = _axes([(x, x) for x in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)], "confidence")
+    return _plot([*parts, _line(str(x1), y1, str(x2), y2, "ideal"), *_lines(lines)], label)
+
+
+def _at(x: float, y: float) -> tuple[float, float]:
+    """Place in the view box of a point given in shares of both axes."""
+    return round(LEFT + x * (WIDTH - LEFT - RIGHT), 1), round(TOP + (1 - y) * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _axes(ticks: Sequence[tuple[float, float]], x_label: str) -> list[Markup]:
+    """Grid lines of y from 0 to 1, and ticks of x: (share of the axis, number)."""
     parts = []
     for y in (0.0, 0.25, 0.5, 0.75, 1.0):
-        _, py = at(low, y)
+        _, py = _at(0, y)
         parts.append(_line(str(LEFT), py, str(WIDTH - RIGHT), py, "grid"))
         parts.append(
             Markup('<text x="{}" y="{}" class="tick" text-anchor="end">{:g}</text>').format(LEFT - 6, py + 4, y)
         )
-    for x in xs:
-        px, _ = at(x, 0)
+    for share, x in ticks:
+        px, _ = _at(share, 0)
         parts.append(
             Markup('<text x="{}" y="{}" class="tick" text-anchor="middle">{:g}</text>').format(px, HEIGHT - 20, x)
         )
@@ -169,18 +201,25 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float | None]]], x_lab
             (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x_label
         )
     )
-    ends = []
-    for i, (name, points) in enumerate(series.items()):
-        drawn = [at(x, y) for x, y in points if y is not None]
-        if drawn:
-            path = " ".join(f"{x},{y}" for x, y in drawn)
-            parts.append(Markup('<polyline points="{}" class="line s{}"/>').format(path, i))
-            parts += [Markup('<circle cx="{}" cy="{}" r="2.5" class="point s{}"/>').format(x, y, i) for x, y in drawn]
-            ends.append((drawn[-1][1], i, name))
+    return parts
+
+
+def _lines(lines: Mapping[tuple[int, str], Sequence[tuple[float, float, float]]]) -> list[Markup]:
+    """(colour, name) -> (x, y, radius) of its dots: lines with dots, names at their ends."""
+    parts, ends = [], []
+    for (i, name), drawn in lines.items():
+        path = " ".join(f"{x},{y}" for x, y, _ in drawn)
+        parts.append(Markup('<polyline points="{}" class="line s{}"/>').format(path, i))
+        parts += [Markup('<circle cx="{}" cy="{}" r="{}" class="point s{}"/>').format(x, y, r, i) for x, y, r in drawn]
+        ends.append((drawn[-1][1], i, name))
     for y, (py, i, name) in zip(_spread([e[0] for e in sorted(ends)]), sorted(ends), strict=True):
         x = WIDTH - RIGHT
         parts.append(_line(str(x + 3), py, str(x + 12), y, f"line s{i} thin"))
         parts.append(Markup('<text x="{}" y="{}" class="end s{}">{}</text>').format(x + 15, y + 4, i, name))
+    return parts
+
+
+def _plot(parts: Sequence[Markup], label: str) -> Markup:
     return Markup('<svg class="chart plot" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, label, Markup("").join(parts)
     )

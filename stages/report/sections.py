@@ -108,6 +108,9 @@ def contents(audit: Audit, params: Params) -> dict[str, Any]:
         "tests": test_rows(audit),
         "curves": {s: curves(audit, s, params) for s in audit.settings},
         "f1": extraction_rows(audit),
+        "reliability": reliability_rows(audit),
+        "diagrams": diagrams(audit),
+        "buckets": params.trajectories.buckets,
         "recalls": recall_rows(audit),
         "rejects": reject_rows(audit),
         "theta_limit": charts.symmetric_limit([_as_figure(row) for row in audit.theta]),
@@ -188,6 +191,29 @@ def extraction_rows(audit: Audit) -> list[dict[str, Any]]:
         for split in tables.SPLITS
         if (found := scores.get(f"{kind}_exact", {}).get(split)) and found["gold"]
     ]
+
+
+def reliability_rows(audit: Audit) -> list[dict[str, Any]]:
+    """Calibration error and shares right per bucket by split and kind, those without a judged hypothesis left out."""
+    return [
+        {"kind": kind, "split": split, **found}
+        for split in ("test", "tune")
+        for table, kind in words.HYPOTHESES.items()
+        if (found := audit.extraction["reliability"][split][table])["n"]
+    ]
+
+
+def diagrams(audit: Audit) -> dict[str, dict[str, list[tuple[float, float, int]]]]:
+    """Reliability diagrams: split -> kind -> (mean confidence, share right, hypotheses) per bin."""
+    found = {
+        split: {
+            kind: [(row["confidence"], row["right"], row["n"]) for row in bins]
+            for table, kind in words.HYPOTHESES.items()
+            if table != "handles" and (bins := audit.extraction["reliability"][split][table]["bins"])
+        }
+        for split in ("test", "tune")
+    }
+    return {split: series for split, series in found.items() if series}
 
 
 def recall_rows(audit: Audit) -> list[dict[str, Any]]:

@@ -98,6 +98,15 @@ TESTS = {
     "cite_all_unlimited": ("All evidence cited, rules off", "why the rules exist"),
 }
 
+HYPOTHESES = {"events": "events", "mentions": "mentions", "arguments": "roles", "handles": "handles"}
+"""Tables whose confidences are judged -> what they hold."""
+
+UNANNOTATED = {
+    "rams": "RAMS annotates one event per snippet: only sentences that hold an annotated trigger are judged, and "
+    "another event there, though true, counts as wrong, when confidences are fitted as well as here. A reader would "
+    "find more of them right.",
+}
+
 GRADES = {
     3: "target role and more of the plan",
     2: "target role",

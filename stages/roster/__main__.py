@@ -21,6 +21,7 @@ from pipeline.spans import Span
 from pipeline.windows import local_ids
 from stages.extract.folds import Extractor
 from stages.extract.models import load_extractor
+from stages.extract.portions import portions
 from stages.roster.candidates import Cluster, Roster, build, merge
 from stages.roster.takes_part import chains, own_events
 
@@ -47,7 +48,7 @@ def main(params: Params) -> None:
     extractor = load_extractor(files.check_complete("models/extract"))
     readers = {name: tables.Reader(name) for name in INPUTS}
     kind = candidate_kind(params, readers["ingest/roster"], extractor)
-    shards = tables.shards("ingest/documents")
+    shards = portions()
     names = ["roster/windows"]
     names += [f"roster/{setting}/{output}" for setting in params.roster.settings for output in OUTPUTS]
     with tables.writers(names) as writers:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.spans import Span
+from stages.roster.overlap import Overlaps
 
 Cluster = tuple[Span, ...]
 """Mention spans of one candidate; in window order once it stands in a roster."""
@@ -55,17 +56,14 @@ def merge(closed: Sequence[Cluster], predicted: Sequence[Cluster], iou: float) -
     never joins two closed clusters to one, because these are known to be different. Without a shared mention it is
     a candidate of its own.
     """
-    by_document: dict[str, list[tuple[Span, int]]] = {}
-    for i, cluster in enumerate(closed):
-        for span in cluster:
-            by_document.setdefault(span.doc_id, []).append((span, i))
+    given = Overlaps((span, i) for i, cluster in enumerate(closed) for span in cluster)
     joined = [list(cluster) for cluster in closed]
     alone: list[list[Span]] = []
     for cluster in predicted:
         shared: dict[int, float] = {}
         rest: list[Span] = []
         for span in cluster:
-            matches = [(span.iou(other), i) for other, i in by_document.get(span.doc_id, []) if span.overlaps(other)]
+            matches = [(span.iou(other), i) for other, i in given.of(span)]
             matches = [(value, i) for value, i in matches if value >= iou]
             for value, i in matches:
                 shared[i] = shared.get(i, 0.0) + value

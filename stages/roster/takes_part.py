@@ -8,6 +8,7 @@ import polars as pl
 
 from pipeline import tables
 from pipeline.spans import Span
+from stages.roster.overlap import Overlaps
 
 SELF = "self"
 """The one role of an event chain: it takes part in its own events."""
@@ -27,13 +28,14 @@ def chains(events: pl.DataFrame) -> list[list[Span]]:
 
 def own_events(window_id: str, events: pl.DataFrame, mentions: Iterable[Span], iou: float) -> pl.DataFrame:
     """Rows of extract/arguments with the role `self`: every event on whose trigger a mention lies (IoU >= `iou`)."""
-    found: dict[str, list[tuple[Span, str, float]]] = {}
     columns = events.select("doc_id", "start", "end", "event_id", "confidence")
-    for doc_id, start, end, event_id, confidence in columns.iter_rows():
-        found.setdefault(doc_id, []).append((Span(doc_id, start, end), event_id, confidence))
+    found = Overlaps(
+        (Span(doc_id, start, end), (event_id, confidence)) for doc_id, start, end, event_id, confidence in
+        columns.iter_rows()
+    )  # fmt: skip
     rows: list[dict[str, object]] = []
     for mention in mentions:
-        for trigger, event_id, confidence in found.get(mention.doc_id, []):
+        for trigger, (event_id, confidence) in found.of(mention):
             if mention.iou(trigger) >= iou:
                 rows.append(
                     {"window_id": window_id, "event_id": event_id, "mention_id": str(mention), "role": SELF,

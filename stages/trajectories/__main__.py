@@ -14,6 +14,7 @@ Reads `intents/<ingest.source>/`, `data/extract`, `data/roster`, `data/ingest/{d
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from pipeline.stage import progress, run
 from pipeline.tables import Reader, Writer
 from pipeline.windows import load_windows
 from stages.trajectories.handles import attach_handles, build_handles
-from stages.trajectories.negatives import window_negatives
+from stages.trajectories.negatives import MAX_BASES, window_negatives
 from stages.trajectories.steps import build_steps
 
 BATCH = 64
@@ -107,10 +108,17 @@ def write_negatives(params: Params, intents: list[Intent]) -> None:
     setting = "closed" if "closed" in settings else settings[0]
     with Writer("trajectories/negatives") as out:
         windows = load_windows(setting, ["train"]) if params.trajectories.negatives else iter(())
+        cut: Counter[str] = Counter()
         while batch := list(islice(windows, BATCH)):
-            rows = [row for window in batch for intent in intents for row in window_negatives(window, intent)]
+            rows = [row for window in batch for intent in intents for row in window_negatives(window, intent, cut)]
             out.append(out.table.frame(rows))
         print(f"  {out.rows} hard negatives", file=sys.stderr)
+        if cut:
+            print(
+                f"  limit: in {cut['instances']} instances more than {MAX_BASES} candidates fill the climax; no "
+                f"negatives were sought for the {cut['bases']} of them that fit the plan least",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

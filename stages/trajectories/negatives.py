@@ -20,8 +20,10 @@ certificates (`spans`)
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from pipeline.skeletons import Alignment, Intent, Skeleton, align
 from pipeline.spans import Span
@@ -29,6 +31,10 @@ from pipeline.windows import Handle, Step, Window
 
 PER_KIND = 2
 """At most so many negatives of each kind per (window, intent)."""
+
+MAX_BASES = 100
+"""Bases tried for each kind, the best fits first. Some kinds compare a base with the whole roster, so in a window of
+10,000 candidates who all fit equally well trying every one would take hours to find nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +69,29 @@ class Fit:
     steps: list[Step]
     chosen: tuple[Step | None, ...]
     weight: int
+    triggers: frozenset[Span]
 
     @property
     def evidence(self) -> tuple[Span, ...]:
         return tuple(sorted({span for s in self.chosen if s is not None for span in (s.trigger, s.mention)}))
 
-    @property
-    def triggers(self) -> set[Span]:
-        return {step.trigger for step in self.steps}
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a base is compared with.
+
+    Args:
+        window, skeleton: of the instance.
+        fits: of all candidates, in roster order.
+        heads: candidate_id -> head noun of its name.
+        handles: (document, sentence) -> its handles, sorted by span.
+    """
+
+    window: Window
+    skeleton: Skeleton
+    fits: list[Fit]
+    heads: dict[str, str]
+    handles: dict[tuple[str, int], list[Handle]]
 
 
 def fit(candidate_id: str, steps: list[Step], skeleton: Skeleton) -> Fit:
@@ -78,27 +99,34 @@ def fit(candidate_id: str, steps: list[Step], skeleton: Skeleton) -> Fit:
     ranked = sorted(steps, key=lambda s: -s.confidence)
     best: Alignment = align(skeleton, [(str(s.trigger), s.type, s.role) for s in ranked])
     chosen = tuple(None if i is None else ranked[i] for i in best.chosen)
-    return Fit(candidate_id, steps, chosen, best.weight)
+    return Fit(candidate_id, steps, chosen, best.weight, frozenset(step.trigger for step in steps))
 
 
-def window_negatives(window: Window, intent: Intent) -> list[dict[str, object]]:
-    """Rows of `trajectories/negatives` for one window and intent, at most `PER_KIND` of each kind."""
+def window_negatives(window: Window, intent: Intent, cut: Counter[str] | None = None) -> list[dict[str, object]]:
+    """Rows of `trajectories/negatives` for one window and intent, at most `PER_KIND` of each kind.
+
+    Args:
+        window, intent: the instance.
+        cut: receives how many bases were left out of how many instances (keys `bases`, `instances`).
+    """
     skeleton = intent.skeleton
     climax = skeleton.slots[skeleton.climax]
     if not any(climax.fits(step.type, step.role) for step in window.steps):
         return []  # no base; most intents are about something else
-    fits = {c: fit(c, steps, skeleton) for c, steps in window.trajectories.items()}
+    fits = [fit(c, steps, skeleton) for c, steps in window.trajectories.items()]
     bases = sorted(
-        (f for f in fits.values() if f.chosen[skeleton.climax] is not None), key=lambda f: (-f.weight, f.candidate_id)
+        (f for f in fits if f.chosen[skeleton.climax] is not None), key=lambda f: (-f.weight, f.candidate_id)
     )
+    if cut is not None and len(bases) > MAX_BASES:
+        cut.update(bases=len(bases) - MAX_BASES, instances=1)
+    handles: dict[tuple[str, int], list[Handle]] = {}
+    for handle in window.handles:
+        handles.setdefault((handle.span.doc_id, handle.sentence), []).append(handle)
+    scene = Scene(window, skeleton, fits, {c.candidate_id: head_noun(c.name) for c in window.candidates}, handles)
     rows: list[dict[str, object]] = []
     for make in MAKERS:
-        found: list[Negative] = []
-        for base in bases:
-            found += make(base, fits, window, skeleton)
-            if len(found) >= PER_KIND:
-                break
-        rows += [negative.row(window.window_id, intent.intent_id, n) for n, negative in enumerate(found[:PER_KIND])]
+        found = islice((negative for base in bases[:MAX_BASES] for negative in make(base, scene)), PER_KIND)
+        rows += [negative.row(window.window_id, intent.intent_id, n) for n, negative in enumerate(found)]
     return rows
 
 
@@ -106,14 +134,14 @@ def _plain(steps: list[Step]) -> tuple[tuple[str, str, int], ...]:
     return tuple((s.type, s.role, s.order) for s in sorted(steps, key=lambda s: s.order))
 
 
-def _drop_climax(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
-    climax = skeleton.slots[skeleton.climax]
+def _drop_climax(base: Fit, scene: Scene) -> Iterator[Negative]:
+    climax = scene.skeleton.slots[scene.skeleton.climax]
     yield Negative("drop_climax", base.candidate_id,
                    steps=_plain([s for s in base.steps if not climax.fits(s.type, s.role)]))  # fmt: skip
 
 
-def _swap_steps(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
-    for earlier, later in skeleton.precedences:
+def _swap_steps(base: Fit, scene: Scene) -> Iterator[Negative]:
+    for earlier, later in scene.skeleton.precedences:
         a, b = base.chosen[earlier], base.chosen[later]
         if a is None or b is None or a.order >= b.order:
             continue
@@ -122,11 +150,11 @@ def _swap_steps(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skele
         yield Negative("swap_steps", base.candidate_id, steps=tuple(sorted(swapped, key=lambda s: s[2])))
 
 
-def _swap_role(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
-    climax = skeleton.slots[skeleton.climax]
-    target = base.chosen[skeleton.climax]
+def _swap_role(base: Fit, scene: Scene) -> Iterator[Negative]:
+    climax = scene.skeleton.slots[scene.skeleton.climax]
+    target = base.chosen[scene.skeleton.climax]
     assert target is not None
-    wrong = [s for s in window.steps if climax.fits_type(s.type) and not climax.fits_role(s.role)]
+    wrong = [s for s in scene.window.steps if climax.fits_type(s.type) and not climax.fits_role(s.role)]
     if not wrong:
         return
     # The role of a companion in the very same event is the hardest; then whichever is surest in the window.
@@ -135,30 +163,28 @@ def _swap_role(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skelet
     yield Negative("swap_role", base.candidate_id, steps=tuple(sorted(altered, key=lambda s: s[2])))
 
 
-def _co_participant(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
-    target = base.chosen[skeleton.climax]
+def _co_participant(base: Fit, scene: Scene) -> Iterator[Negative]:
+    climax = scene.skeleton.climax
+    target = base.chosen[climax]
     assert target is not None
-    for other in fits.values():
-        if target.trigger in other.triggers and other.chosen[skeleton.climax] is None:
+    for other in scene.fits:
+        if target.trigger in other.triggers and other.chosen[climax] is None:
             yield Negative("co_participant", base.candidate_id, other.candidate_id)
 
 
-def _same_type(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
-    climax = skeleton.slots[skeleton.climax]
-    for other in fits.values():
-        acts = any(climax.fits_type(s.type) for s in other.steps)
-        if acts and other.weight < base.weight and not other.triggers & base.triggers:
+def _same_type(base: Fit, scene: Scene) -> Iterator[Negative]:
+    climax = scene.skeleton.slots[scene.skeleton.climax]
+    for other in scene.fits:
+        apart = other.weight < base.weight and other.triggers.isdisjoint(base.triggers)
+        if apart and any(climax.fits_type(s.type) for s in other.steps):
             yield Negative("same_type", base.candidate_id, other.candidate_id)
 
 
-def _same_head(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
-    heads = {c.candidate_id: head_noun(c.name) for c in window.candidates}
-    for other in fits.values():
-        if (
-            other.candidate_id != base.candidate_id
-            and heads[other.candidate_id] == heads[base.candidate_id] != ""
-            and other.weight < base.weight
-        ):
+def _same_head(base: Fit, scene: Scene) -> Iterator[Negative]:
+    head = scene.heads[base.candidate_id]
+    for other in scene.fits:
+        # Nobody fits less than itself.
+        if other.weight < base.weight and scene.heads[other.candidate_id] == head != "":
             yield Negative("same_head", base.candidate_id, other.candidate_id)
 
 
@@ -168,40 +194,38 @@ def head_noun(name: str) -> str:
     return words[-1] if words and len(words[-1]) >= 3 else ""
 
 
-def _shifted_spans(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
+def _shifted_spans(base: Fit, scene: Scene) -> Iterator[Negative]:
     for step in (1, -1):
-        moved = [_neighbour(window.handle_of[span], step, window) for span in base.evidence]
+        moved = [_neighbour(scene.window.handle_of[span], step, scene) for span in base.evidence]
         spans = {handle.span for handle in moved if handle is not None}
         if None not in moved and len(spans) == len(moved) and not spans & set(base.evidence):
             yield Negative("shifted_spans", base.candidate_id, spans=tuple(sorted(spans)))
             return
 
 
-def _neighbour(handle: Handle, step: int, window: Window) -> Handle | None:
+def _neighbour(handle: Handle, step: int, scene: Scene) -> Handle | None:
     """The nearest handle of a like kind `step` sentences on, in the same document."""
-    like = [
-        h for h in window.handles
-        if h.span.doc_id == handle.span.doc_id and h.sentence == handle.sentence + step
-        and (h.kind == handle.kind or "both" in (h.kind, handle.kind))
-    ]  # fmt: skip
+    there = scene.handles.get((handle.span.doc_id, handle.sentence + step), [])
+    like = [h for h in there if h.kind == handle.kind or "both" in (h.kind, handle.kind)]
     return min(like, key=lambda h: (abs(h.span.start - handle.span.start), h.span), default=None)
 
 
-def _other_candidate(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
+def _other_candidate(base: Fit, scene: Scene) -> Iterator[Negative]:
     shown = set(base.evidence)
-    others = [f for f in fits.values() if not any({s.trigger, s.mention} <= shown for s in f.steps)]
+    others = (f for f in scene.fits if not any({s.trigger, s.mention} <= shown for s in f.steps))
     # The strongest rival is the likeliest to be confused with the base.
-    for other in sorted(others, key=lambda f: (-f.weight, f.candidate_id))[:1]:
+    other = min(others, key=lambda f: (-f.weight, f.candidate_id), default=None)
+    if other is not None:
         yield Negative("other_candidate", base.candidate_id, other.candidate_id, spans=base.evidence)
 
 
-def _cite_all(base: Fit, fits: dict[str, Fit], window: Window, skeleton: Skeleton) -> Iterator[Negative]:
+def _cite_all(base: Fit, scene: Scene) -> Iterator[Negative]:
     everything = tuple(sorted({span for s in base.steps for span in (s.trigger, s.mention)}))
     if everything != base.evidence:
         yield Negative("cite_all", base.candidate_id, spans=everything)
 
 
-MAKERS: tuple[Callable[[Fit, dict[str, Fit], Window, Skeleton], Iterator[Negative]], ...] = (
+MAKERS: tuple[Callable[[Fit, Scene], Iterator[Negative]], ...] = (
     _drop_climax, _swap_steps, _swap_role, _co_participant, _same_type, _same_head, _shifted_spans, _other_candidate,
     _cite_all,
 )  # fmt: skip

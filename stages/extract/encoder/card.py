@@ -27,7 +27,9 @@ LIMITS = """\
 COUNTED = ("events", "mentions", "arguments", "relations", "labelled")
 
 
-def write_card(file: Path, model: EncoderExtractor, data: Annotated, held_out: Annotated, scores: Scores) -> None:
+def write_card(
+    file: Path, model: EncoderExtractor, data: Annotated, held_out: Annotated, scores: Scores, folds: int = 0
+) -> None:
     """Write the card as Markdown."""
     network, labels = model.network, model.network.labels
     counts = [("windows", *(_windows(part.documents) for part in (data, held_out)))]
@@ -43,6 +45,10 @@ def write_card(file: Path, model: EncoderExtractor, data: Annotated, held_out: A
         f"{'never' if model.coreference.threshold > 1 else model.coreference.threshold})."
         if clusters else "Participants are clustered by the string rule alone."
     )  # fmt: skip
+    read = (
+        f"The train windows themselves are read by {folds} models, each of the windows that it does not read (folds/)."
+        if folds else "The train windows are read by the model that was fitted on them."
+    )  # fmt: skip
     write_text(file, f"""# Encoder extractor
 
 A transformer ({Path(settings.base).name}, {network.backbone.config["model_type"]}, width {network.backbone.size}; the
@@ -54,6 +60,8 @@ windows.
 | | trained on | calibrated on |
 |---|---|---|
 {table}
+
+{read}
 
 Floors: events {model.floors.trigger}, mentions {model.floors.mention}, roles {model.floors.role}.
 Temperatures: types {temperatures.kind}, roles {temperatures.role}, relations {temperatures.link}.

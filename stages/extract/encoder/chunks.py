@@ -24,10 +24,14 @@ PIECES_PER_TOKEN = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pieces:
-    """Word pieces of a shard: those of token t are `id_P[first_T[t] : first_T[t + 1]]`, at least one each."""
+    """Word pieces of a shard: those of token t are `id_P[first_T[t] : first_T[t + 1]]`, at least one each.
+
+    Of `cut` tokens only the first pieces are there.
+    """
 
     id_P: Ints
     first_T: Ints
+    cut: int
 
 
 def cut_pieces(text: Text, tokenizer: Tokenizer, unknown: int) -> Pieces:
@@ -60,7 +64,8 @@ def cut_pieces(text: Text, tokenizer: Tokenizer, unknown: int) -> Pieces:
     rank_P = np.arange(len(token_P)) - np.searchsorted(token_P, token_P, side="left")
     kept = rank_P < PIECES_PER_TOKEN
     counts = np.bincount(token_P[kept], minlength=text.size)
-    return Pieces(id_P[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    cut = int((rank_P == PIECES_PER_TOKEN).sum())
+    return Pieces(id_P[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), cut)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -81,15 +81,11 @@ class Coreference:
 
 def join(own: list[int], merges: Sequence[Merge]) -> list[int]:
     """Clusters after the merges; a cluster's number is the index of its first mention."""
-    parent = {later: earlier for later, earlier, _ in merges}
-
-    def top(first: int) -> int:
-        # Antecedents begin earlier, so this ends.
-        while first in parent:
-            first = parent[first]
-        return first
-
-    return [top(first) for first in own]
+    top: dict[int, int] = {}
+    # Antecedents begin earlier, so they are done before those that join them.
+    for later, earlier, _ in sorted(merges):
+        top[later] = top.get(earlier, earlier)
+    return [top.get(first, first) for first in own]
 
 
 def list_antecedents(people: People, own: list[int]) -> tuple[list[tuple[int, int]], Floats]:
