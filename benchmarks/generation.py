@@ -49,13 +49,13 @@ def tiny_mla(_: Path | None) -> tuple[Decoder, Any]:
     model = MLAForCausalLM(MLAConfig(vocab_size=4096)).eval()
     with tempfile.TemporaryDirectory() as folder:
         save_mla(model, folder)
-        return decoder_for(model), DeepseekV3ForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+        return decoder_for(model), DeepseekV3ForCausalLM.from_pretrained(folder, local_files_only=True).eval()  # type: ignore[no-untyped-call]
 
 
 def smollm2(folder: Path | None) -> tuple[Decoder, Any]:
     """A Llama of SmolLM2-135M's shape: the given checkpoint, or random weights. Both sides use the same modules."""
     if folder is not None:
-        model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
         return decoder_for(model), model
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -63,7 +63,7 @@ def smollm2(folder: Path | None) -> tuple[Decoder, Any]:
         num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True, initializer_range=0.04,
         rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
     )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
     return decoder_for(model), model
 
 

@@ -310,6 +310,20 @@ def test_the_ends_of_the_distribution_never_give_an_impossible_token(draw: float
     assert log_prob > -3
 
 
+@pytest.mark.parametrize("make", [make_mla, make_llama])
+def test_half_precision_stays_near_single(make: Callable[[], Any]) -> None:
+    """The first tokens' log-probabilities move by what half precision costs, no more."""
+    sampling, prompts = Sampling(max_new_tokens=6, seed=2), prompts_of(20, 7)
+    half = generate(decoder_for(make().to(torch.bfloat16)), prompts, 2, sampling)
+    for prompt, samples in zip(prompts, half, strict=True):
+        for sample in samples:
+            with torch.inference_mode():
+                out = make()(torch.tensor([[*prompt.ids, *sample.tokens]]))
+            logits = (out if isinstance(out, Tensor) else out.logits)[0, len(prompt.ids) - 1 : -1]
+            exact = logits.log_softmax(-1).gather(1, torch.tensor(sample.tokens)[:, None])[:, 0]
+            assert sample.model_log_probs == pytest.approx(exact.tolist(), abs=1.0)
+
+
 def test_one_token_needs_no_step(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.shared_prefix.Batch.step", None)
     (samples,) = generate(decoder, prompts_of(5), 2, Sampling(max_new_tokens=1, temperature=0))

@@ -22,7 +22,6 @@ from stages.extract.encoder.targets import Labels
 from stages.extract.hashing import Ints
 
 FORBIDDEN = -1e4
-import os  # noqa
 
 DROPOUT = 0.2
 SPELLING, SPAN, ROLE, LINK = 24, 256, 192, 128
