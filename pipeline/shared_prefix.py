@@ -27,7 +27,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import DataError, ParamError, SetupError
 from pipeline.mla import LatentAttention, Layer, MLAForCausalLM, attend, rotation
@@ -85,6 +85,14 @@ class Decoder(Protocol):
         ...
 
 
+def _vocabulary(matrix: nn.Module, x_ND: Tensor) -> Tensor:
+    """Logits [N, W]. On a CPU, few rows times a tall matrix is up to 3 times as fast the other way round."""
+    if type(matrix) is nn.Linear and matrix.bias is None and x_ND.device.type == "cpu":
+        return (matrix.weight @ x_ND.T).T.contiguous()
+    out: Tensor = matrix(x_ND)
+    return out
+
+
 class MLADecoder:
     """`pipeline.mla`: latents are expanded to the heads' keys and values once, when their token comes in."""
 
@@ -119,8 +127,7 @@ class MLADecoder:
         return out
 
     def logits(self, x_ND: Tensor) -> Tensor:
-        out: Tensor = self.model.lm_head(self.model.model.norm(x_ND))
-        return out
+        return _vocabulary(self.model.lm_head, self.model.model.norm(x_ND))
 
 
 class LlamaDecoder:
@@ -166,8 +173,7 @@ class LlamaDecoder:
         return out
 
     def logits(self, x_ND: Tensor) -> Tensor:
-        out: Tensor = self.model.lm_head(self.model.model.norm(x_ND))
-        return out
+        return _vocabulary(self.model.lm_head, self.model.model.norm(x_ND))
 
 
 @dataclass(frozen=True, slots=True)
