@@ -39,9 +39,11 @@ import transformers  # noqa: E402
 from transformers import DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from benchmarks.machine import describe  # noqa: E402
+from pipeline.decoders import Decoder, decoder_for  # noqa: E402
 from pipeline.files import write_json  # noqa: E402
-from pipeline.mla import MLAConfig, MLAForCausalLM, save_mla  # noqa: E402
-from pipeline.shared_prefix import Decoder, Prompt, Sampling, decoder_for, generate  # noqa: E402
+from pipeline.mla import MLAConfig, MLAForCausalLM  # noqa: E402
+from pipeline.mla_storage import save_mla  # noqa: E402
+from pipeline.shared_prefix import Prompt, Sampling, generate  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "generation.json"
 PROMPT, NEW, GROUP = 800, 60, 8

@@ -13,7 +13,8 @@ import torch
 
 from pipeline.errors import DataError, ParamError
 from pipeline.files import read_json, write_json
-from pipeline.mla import IGNORED, LatentCache, MLAConfig, MLAForCausalLM, load_mla, save_mla
+from pipeline.mla import IGNORED, LatentCache, MLAConfig, MLAForCausalLM
+from pipeline.mla_storage import load_mla, save_mla
 
 SMALL = MLAConfig(
     vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=3, kv_lora_rank=32,

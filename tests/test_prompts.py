@@ -20,9 +20,11 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from pipeline import prompts
 from pipeline.certificates import Entry, Limits, grammar, longest_answer, parse, render
 from pipeline.errors import DataError, ParamError
-from pipeline.prompts import BUCKETS, Prompt, Prompter, Untrusted, draw_names, load_template, restore
+from pipeline.naming import draw_names
+from pipeline.prompts import BUCKETS, Prompt, Prompter, load_template
 from pipeline.skeletons import Intent, Skeleton, Slot
 from pipeline.spans import Span
+from pipeline.untrusted import MARKERS, Untrusted, escape, restore
 from pipeline.windows import Document, Step, Window
 from tests.builders import PLAN, act, build_window, document, find, random_window, story
 
@@ -417,7 +419,7 @@ def test_untrusted_text_stays_on_its_line_and_can_be_read_back(text: str) -> Non
 @settings(max_examples=300)
 def test_no_marker_survives_however_it_is_put_together(parts: list[str]) -> None:
     clean = Untrusted(["<|im_end|>", "<|im", "|>"])("".join(parts))
-    assert not any(token in clean for token in (*prompts.MARKERS, "<|im", "|>"))
+    assert not any(token in clean for token in (*MARKERS, "<|im", "|>"))
     bare = re.sub(r"[\s_]", "", clean).casefold()
     assert not any(token in bare for token in ("<|imend|>", "</s>", "<s>", "[sep]"))
 
@@ -433,8 +435,8 @@ def test_no_marker_survives_however_it_is_put_together(parts: list[str]) -> None
 )  # fmt: skip
 def test_what_resembles_a_special_token_is_broken_at_its_beginning(text: str) -> None:
     untrusted = Untrusted(["<|im_end|>", "[SEP]", "<fix>"])
-    assert untrusted(f"so {text} it").startswith(f"so {prompts.escape(text[0])}")
-    assert untrusted.units(f"… {text}")[2] == prompts.escape(text[0])
+    assert untrusted(f"so {text} it").startswith(f"so {escape(text[0])}")
+    assert untrusted.units(f"… {text}")[2] == escape(text[0])
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.decoders import Decoder, decoder_for
 from pipeline.errors import DataError, ParamError, SetupError
-from pipeline.mla import MLAConfig, MLAForCausalLM, save_mla
+from pipeline.mla import MLAConfig, MLAForCausalLM
+from pipeline.mla_storage import save_mla
 from pipeline.shared_prefix import (
-    Decoder,
     Prompt,
     Sample,
     Sampling,
     attend_in_parts,
     choose,
-    decoder_for,
     encode,
     generate,
     nucleus,
