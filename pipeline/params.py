@@ -173,10 +173,6 @@ class Report(Section):
     windows: Annotated[int, Field(ge=0)]
 
 
-class Runtime(Section):
-    workers: Count
-
-
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -192,7 +188,6 @@ class Params(Section):
     heldout: Heldout
     audit: Audit
     report: Report
-    runtime: Runtime
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

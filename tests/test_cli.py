@@ -18,15 +18,15 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline import cli, doctor, tables
+from pipeline import doctor, tables
 from pipeline import inspect as inspection
 from pipeline.certificates import REJECT_CODES
 from pipeline.files import COMPLETE, check_complete, publish_directory, read_json
 from pipeline.spans import Span
 from tests import tiny
+from tests.conftest import Run
 
 RANKED = "data/rank/rm_attach/closed"
-Run = Callable[..., tuple[int, str, str]]
 col, lit = pl.col, pl.lit
 
 
@@ -48,22 +48,6 @@ def _workspace(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("COLUMNS", "200")
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["certrank", *args])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        code = caught.value.code
-        out, err = capsys.readouterr()
-        return (code if isinstance(code, int) else 0), out, err
-
-    return call
-
-
 def subprocess_run(*args: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
     command = [sys.executable, "-m", "pipeline.cli", *args]
@@ -79,7 +63,18 @@ def test_help_answers_at_once() -> None:
     done = subprocess_run("--help")
     after = os.times()
     assert done.returncode == 0
-    for command in ("verify", "export", "inspect", "catalog", "sql", "doctor", "models", "intents", "summary"):
+    for command in (
+        "verify",
+        "export",
+        "inspect",
+        "catalog",
+        "sql",
+        "doctor",
+        "models",
+        "intents",
+        "summary",
+        "extract",
+    ):
         assert command in done.stdout
     used = after.children_user + after.children_system - before.children_user - before.children_system
     assert used < 1.0, f"{used:.2f} s of CPU: something heavy is imported at start-up"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cli, extract_text, fitted, plain_text, tables
+from pipeline import extract_text, fitted, plain_text, tables
 from pipeline.errors import CertrankError, DataError, ParamError
 from pipeline.extract_text import known_types, too_few
 from pipeline.params import Params, load_params
@@ -27,10 +26,10 @@ from stages.reference.__main__ import main as reference
 from stages.reward.__main__ import main as reward
 from stages.roster.__main__ import main as roster
 from stages.trajectories.__main__ import main as trajectories
+from tests.conftest import Run
 from tests.stages.extracting import params
 
 ROOT = Path(__file__).resolve().parents[1]
-Run = Callable[..., tuple[int, str, str]]
 INTENTS = ("--intents", "intents/sample")
 ENDLESS = "Ann bribed Bob and then " * 120
 ANNOTATION = {"split": "train", "events": [{"id": "e", "start": 0, "end": 3, "type": "x"}]}
@@ -66,22 +65,6 @@ def _workspace(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CERTRANK_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["certrank", *args])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        code = caught.value.code
-        out, err = capsys.readouterr()
-        return (code if isinstance(code, int) else 0), out, err
-
-    return call
 
 
 def quotes(value: Any) -> Iterator[tuple[Span, str]]:

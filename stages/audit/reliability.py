@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline import tables
 from pipeline.metrics import rounded
 from pipeline.tables import Reader
-from stages.extract.scores import _inside, labelled_ranges
+from stages.extract.scores import inside, labelled_ranges
 
 Ints = NDArray[np.int64]
 
@@ -129,8 +129,8 @@ def judge(
     """
     ranges = labelled_ranges(gold, sentences)
     described = gold["mentions"].select("window_id").unique()
-    event_ids = _inside(found["events"], ranges).select("event_id")
-    mention_ids = _inside(found["mentions"], ranges).join(described, on="window_id", how="semi").select("mention_id")
+    event_ids = inside(found["events"], ranges).select("event_id")
+    mention_ids = inside(found["mentions"], ranges).join(described, on="window_id", how="semi").select("mention_id")
     same_event = _pairs("event_id", found["events"], gold["events"], ["doc_id", "type"])
     same_mention = _pairs("mention_id", found["mentions"], gold["mentions"], ["doc_id"])
     filled = (

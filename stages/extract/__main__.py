@@ -38,6 +38,7 @@ from stages.extract.portions import portions
 
 MODEL = Path("models/extract")
 FITTED = Path("models/fitted")
+NO_FOLDS = "a half of the train windows holds no event: no cross-fitting"
 OUTPUTS = ("mentions", "events", "arguments", "relations")
 LIMITS = "limits.json"
 Frames = dict[str, pl.DataFrame]
@@ -110,6 +111,8 @@ def fit_linear(data: Annotated, held_out: Annotated, floors: Floors, params: Par
         whole, folds = cross_fit(train, tune, floors, say)
     else:
         whole, folds = fit_extractor(train, tune, floors, say), ()
+    if params.extract.cross_fit and not folds:
+        say(NO_FOLDS)
     model: Extractor = CrossFitted(whole, folds, read_by(data)) if folds else whole
     with files.publish_directory(MODEL) as folder:
         save_extractor(folder, model)
@@ -127,7 +130,7 @@ def fit_encoder(data: Annotated, held_out: Annotated, floors: Floors, params: Pa
     if params.extract.cross_fit:
         parts |= {str(fold): data.without(fold) for fold in FOLDS}
     if any(part.gold["events"].is_empty() for part in parts.values()):
-        say("a half of the train windows holds no event: no cross-fitting")
+        say(NO_FOLDS)
         parts = {"whole": data}
     models: list[EncoderExtractor] = []
     scores: list[fit.Scores] = []

@@ -50,9 +50,9 @@ def windows_of(split: str) -> set[str]:
     return found
 
 
-def drawn(windows: set[str], most: int, seed: int) -> set[str]:
-    """At most so many windows, drawn by hash, so that adding a window moves no other in."""
-    return set(sorted(windows, key=lambda w: (stable_seed("train", seed, w), w))[:most])
+def drawn(windows: set[str], most: int, seed: int, purpose: str = "train") -> set[str]:
+    """At most so many windows, drawn by hash, so that adding a window moves no other in; other purposes draw others."""
+    return set(sorted(windows, key=lambda w: (stable_seed(purpose, seed, w), w))[:most])
 
 
 def read_annotated(split: str, windows: Iterable[str]) -> Annotated:

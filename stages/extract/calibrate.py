@@ -32,12 +32,12 @@ def calibrate(model: LinearExtractor, analysis: Analysis, gold: Gold) -> LinearE
 def _calibrate_events(model: LinearExtractor, analysis: Analysis, gold: Gold) -> LinearExtractor:
     index = {name: i for i, name in enumerate(model.trigger_type.labels)}
     types = np.array([index.get(name, -1) for name in gold.event_type], dtype=np.int64)
-    truth = _by_token(gold.event_first, gold.event_last, types)
+    truth = by_token(gold.event_first, gold.event_last, types)
     labelled = gold.events_T[analysis.first] if len(analysis.first) else np.zeros(0, dtype=bool)
     span, kind = np.nonzero((analysis.p_type * analysis.p_span[:, None] >= WORTH) & labelled[:, None])
     first, last = analysis.first[span], analysis.last[span]
     correct = np.array(
-        [k in _matches(truth, a, b) for a, b, k in zip(first.tolist(), last.tolist(), kind.tolist(), strict=True)],
+        [k in matches(truth, a, b) for a, b, k in zip(first.tolist(), last.tolist(), kind.tolist(), strict=True)],
         dtype=bool,
     )
     parts = analysis.p_span[span], analysis.p_type[span, kind]
@@ -49,9 +49,9 @@ def _calibrate_mentions(model: LinearExtractor, analysis: Analysis, gold: Gold) 
     first, last, p = list_spans(analysis.mentions, analysis.text.first_Q, SPAN_FLOOR, model.mention.longest)
     use = choose(first, last, p)
     use = use[gold.mentions_T[first[use]]]
-    truth = _by_token(gold.mention_first, gold.mention_last, np.zeros(len(gold.mention_first), dtype=np.int64))
+    truth = by_token(gold.mention_first, gold.mention_last, np.zeros(len(gold.mention_first), dtype=np.int64))
     pairs = zip(first[use].tolist(), last[use].tolist(), strict=True)
-    correct = np.array([bool(_matches(truth, a, b)) for a, b in pairs], dtype=bool)
+    correct = np.array([bool(matches(truth, a, b)) for a, b in pairs], dtype=bool)
     return replace(model, mention_calibration=fit_calibration((p[use],), correct))
 
 
@@ -78,12 +78,12 @@ def _calibrate_roles(model: LinearExtractor, analysis: Analysis, gold: Gold) -> 
     pair, role_P = pair[keep], role_P[keep]
     keys = zip(events[event_P[pair]].tolist(), role_P.tolist(), mention_P[pair].tolist(), strict=True)
     correct = np.array(
-        [bool(_matches(fillers.get((e, r), {}), int(first[m]), int(last[m]))) for e, r, m in keys], dtype=bool
+        [bool(matches(fillers.get((e, r), {}), int(first[m]), int(last[m]))) for e, r, m in keys], dtype=bool
     )
     return replace(model, role_calibration=fit_calibration((p[pair, role_P],), correct))
 
 
-def _by_token(first: Ints, last: Ints, value: Ints) -> Spans:
+def by_token(first: Ints, last: Ints, value: Ints) -> Spans:
     """Token -> the spans that cover it, with a value each."""
     out: Spans = {}
     for a, b, v in zip(first.tolist(), last.tolist(), value.tolist(), strict=True):
@@ -92,7 +92,7 @@ def _by_token(first: Ints, last: Ints, value: Ints) -> Spans:
     return out
 
 
-def _matches(truth: Spans, first: int, last: int) -> set[int]:
+def matches(truth: Spans, first: int, last: int) -> set[int]:
     """Values of the spans that overlap first..last by half or more of their union, in words."""
     found = set()
     for token in range(first, last + 1):

@@ -17,8 +17,8 @@ LIMITS = """\
 """
 
 
-def write_card(file: Path, model: LinearExtractor, train: Corpus, tune: Corpus, folds: int) -> None:
-    """Write the card as Markdown."""
+def count_table(train: Corpus, tune: Corpus) -> str:
+    """Lines of the table: what a model was fitted on, and what it was calibrated on."""
     rows = [
         ("windows", len(set(train.text.window_ids)), len(set(tune.text.window_ids))),
         ("documents", len(train.text.doc_ids), len(tune.text.doc_ids)),
@@ -26,11 +26,16 @@ def write_card(file: Path, model: LinearExtractor, train: Corpus, tune: Corpus, 
         ("mentions", len(train.gold.mention_first), len(tune.gold.mention_first)),
         ("arguments", len(train.gold.role_G), len(tune.gold.role_G)),
     ]
-    table = "\n".join(f"| {name} | {a:,} | {b:,} |" for name, a, b in rows)
+    return "\n".join(f"| {name} | {a:,} | {b:,} |" for name, a, b in rows)
+
+
+def write_card(file: Path, model: LinearExtractor, train: Corpus, tune: Corpus, folds: int) -> None:
+    """Write the card as Markdown."""
+    table = count_table(train, tune)
     roles = 0 if model.role is None else len(model.role.labels) - 1
     read = (
         f"The train windows themselves are read by {folds} models, each of the windows that it does not read (folds/)."
-        if folds else "The train windows are read by the model that was fitted on them: they are too few to be halved."
+        if folds else "The train windows are read by the model that was fitted on them."
     )  # fmt: skip
     write_text(file, f"""# Linear extractor
 

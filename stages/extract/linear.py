@@ -23,6 +23,7 @@ from stages.extract.crf import Posterior, Tagger, choose, list_spans, span_proba
 from stages.extract.features import Words, lexical_rows, span_rows, token_rows, trigger_rows, type_rows
 from stages.extract.hashing import Floats, Hashes, Ints, Rows
 from stages.extract.pairs import Spans, list_pairs, pair_rows
+from stages.extract.rows import frame_spans, shape
 from stages.extract.softmax import Calibration, Classifier
 from stages.extract.tokens import Text, read_text
 from stages.extract.words import code
@@ -127,7 +128,7 @@ class LinearExtractor:
         first, last = analysis.first[found], analysis.last[found]
         edges = ordering.before_edges(text, first, last)
         rank = ordering.rank(text, first, edges)
-        frame = self._spans_frame(text, first[place], last[place]).with_columns(
+        frame = frame_spans(text, first[place], last[place]).with_columns(
             type=pl.Series([self.trigger_type.labels[k] for k in kind], dtype=pl.String),
             confidence=pl.Series(p[span, kind], dtype=pl.Float64),
             order=pl.Series(rank[place], dtype=pl.Int64),
@@ -135,7 +136,7 @@ class LinearExtractor:
         frame = frame.with_columns(event_id=pl.concat_str("mention_id", pl.lit("/"), "type")).drop("mention_id")
         frame = frame.with_columns(chain_id=chains.link(frame))
         relations = ordering.relations(frame, place, edges)
-        return _shape(frame, "extract/events"), _shape(relations, "extract/relations")
+        return shape(frame, "extract/events"), shape(relations, "extract/relations")
 
     def mentions(self, analysis: Analysis) -> pl.DataFrame:
         """Participant mentions with clusters: rows of extract/mentions."""
@@ -148,11 +149,11 @@ class LinearExtractor:
         confidence = self.mention_calibration.apply(p[chosen])
         kept = confidence >= self.floors.mention
         first, last, confidence = first[kept], last[kept], confidence[kept]
-        frame = self._spans_frame(text, first, last).with_columns(
+        frame = frame_spans(text, first, last).with_columns(
             confidence=pl.Series(confidence, dtype=pl.Float64),
             type=pl.Series(self._mention_types(analysis, first, last), dtype=pl.String),
         )
-        return _shape(frame.with_columns(entity_id=clusters.link(frame)), "extract/mentions")
+        return shape(frame.with_columns(entity_id=clusters.link(frame)), "extract/mentions")
 
     def score_mentions(self, analysis: Analysis, spans: pl.DataFrame) -> Floats:
         """Calibrated probability of given spans (columns doc_id, start, end) of being participant mentions."""
@@ -186,7 +187,7 @@ class LinearExtractor:
                 "role": pl.Series([self.role.labels[r] for r in role], dtype=pl.String),
                 "confidence": pl.Series(np.round(joint, 6), dtype=pl.Float64),
             }))  # fmt: skip
-        return _shape(pl.concat(found), "extract/arguments")
+        return shape(pl.concat(found), "extract/arguments")
 
     def role_probabilities(
         self, analysis: Analysis, first_E: Ints, last_E: Ints, kind_E: Ints, first_M: Ints, last_M: Ints
@@ -242,23 +243,6 @@ class LinearExtractor:
             return [None] * len(first)
         p = self.mention_type.probabilities(span_rows(analysis.words, first, last))
         return [self.mention_type.labels[k] for k in p.argmax(axis=1)]
-
-    def _spans_frame(self, text: Text, first: Ints, last: Ints) -> pl.DataFrame:
-        doc, start, end = text.doc_T[first], text.start_T[first], text.end_T[last]
-        spans = list(zip(doc.tolist(), start.tolist(), end.tolist(), strict=True))
-        return pl.DataFrame({
-            "window_id": pl.Series([text.window_ids[d] for d, _, _ in spans], dtype=pl.String),
-            "doc_id": pl.Series([text.doc_ids[d] for d, _, _ in spans], dtype=pl.String),
-            "start": start, "end": end,
-            "surface": pl.Series([text.surface(*span) for span in spans], dtype=pl.String),
-            "mention_id": pl.Series([f"{text.doc_ids[d]}:{a}-{b}" for d, a, b in spans], dtype=pl.String),
-        })  # fmt: skip
-
-
-def _shape(frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Columns and order as declared."""
-    declared = tables.table(name)
-    return frame.select(declared.schema.names()).sort(declared.sort, maintain_order=True)
 
 
 def type_probabilities(classifier: Classifier, text: Text, words: Words, first: Ints, last: Ints) -> Floats:

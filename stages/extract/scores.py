@@ -20,6 +20,19 @@ THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.075, *(i / 20 for i in range(2, 20)))
 SPAN = ["doc_id", "start", "end"]
 
 
+def harmonic_mean(precision: float | None, recall: float | None) -> float | None:
+    """F1: 0 when both are 0, None when one is undefined."""
+    if precision is None or recall is None:
+        return None
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def as_figures(precision: float | None, recall: float | None, f1: float | None) -> dict[str, float | None]:
+    """Rounded to four digits, by name."""
+    named = (("precision", precision), ("recall", recall), ("f1", f1))
+    return {name: None if value is None else round(value, 4) for name, value in named}
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """Counts: `found` decided hypotheses, `right_found` of them right, `gold` annotated, `right_gold` of them found."""
@@ -40,14 +53,10 @@ class Score:
     @property
     def f1(self) -> float | None:
         """Harmonic mean; 0 when both are 0, None when there is no gold or nothing was found."""
-        p, r = self.precision, self.recall
-        if p is None or r is None:
-            return None
-        return 2 * p * r / (p + r) if p + r else 0.0
+        return harmonic_mean(self.precision, self.recall)
 
     def as_dict(self) -> dict[str, float | int | None]:
-        rounded = {name: None if v is None else round(v, 4) for name, v in
-                   (("precision", self.precision), ("recall", self.recall), ("f1", self.f1))}  # fmt: skip
+        rounded = as_figures(self.precision, self.recall, self.f1)
         return {**rounded, "found": self.found, "gold": self.gold}
 
 
@@ -78,14 +87,14 @@ def score_extraction(
         `argument_exact`, `argument_overlap`.
     """
     ranges = labelled_ranges(gold, sentences)
-    events = _inside(found["events"], ranges)
+    events = inside(found["events"], ranges)
     decided = events.filter(pl.col("confidence") >= decision.event)
     arguments = found["arguments"].filter(pl.col("confidence") >= decision.argument)
     typed, spans = [*SPAN, "type"], [pl.col(name) for name in SPAN]
     truth = gold["events"].select(typed).unique()
     best = decided.sort("confidence", descending=True, maintain_order=True).unique(SPAN, keep="first").select(typed)
-    mentions = _inside(found["mentions"], ranges).select(*spans, type=pl.lit(""))
-    people = _inside(gold["mentions"], ranges).select(*spans, type=pl.lit("")).unique()
+    mentions = inside(found["mentions"], ranges).select(*spans, type=pl.lit(""))
+    people = inside(gold["mentions"], ranges).select(*spans, type=pl.lit("")).unique()
     filled = join_arguments(gold["arguments"], gold["events"], gold["mentions"])
     filling = join_arguments(arguments, events, found["mentions"])
     blank = pl.lit("").alias("type")
@@ -157,7 +166,7 @@ def _most(column: pl.Series) -> int:
     return int(column.max() or 0)  # type: ignore[arg-type]
 
 
-def _inside(frame: pl.DataFrame, ranges: pl.DataFrame) -> pl.DataFrame:
+def inside(frame: pl.DataFrame, ranges: pl.DataFrame) -> pl.DataFrame:
     """Rows whose span begins in one of the ranges (which do not overlap)."""
     placed = frame.sort("doc_id", "start", maintain_order=True).join_asof(
         ranges, left_on="start", right_on="low", by="doc_id", strategy="backward", check_sortedness=False

@@ -20,7 +20,6 @@ A finished shard is kept under data/.work/heldout/<input hash>/ until the stage 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import shutil
@@ -36,7 +35,7 @@ from pipeline.errors import DataError
 from pipeline.graph import code_closure
 from pipeline.params import Params
 from pipeline.windows import stable_seed
-from stages.extract.annotated import Annotated, add_triggers, read_annotated, windows_of
+from stages.extract.annotated import Annotated, add_triggers, drawn, read_annotated, windows_of
 from stages.extract.fit import Corpus, fit_extractor
 from stages.extract.linear import Floors
 from stages.extract.storage import CONFIG, WEIGHTS
@@ -114,8 +113,8 @@ def read_splits(params: Params) -> tuple[Annotated, Annotated]:
     """What is fitted on and what confidence is calibrated on."""
     train = windows_of("train")
     most = min(params.extract.train_windows, math.ceil(params.heldout.share * len(train)))
-    windows = drawn(train, most, params.seed)
-    tune = read_annotated("tune", drawn(windows_of("tune"), params.extract.train_windows, params.seed))
+    windows = drawn(train, most, params.seed, "heldout")
+    tune = read_annotated("tune", drawn(windows_of("tune"), params.extract.train_windows, params.seed, "heldout"))
     if tune.gold["events"].is_empty():
         aside = {w for w in windows if stable_seed("heldout, aside", params.seed, w) % 10 == 0}
         windows -= aside
@@ -130,11 +129,6 @@ def read_splits(params: Params) -> tuple[Annotated, Annotated]:
     if params.extract.triggers:
         data = add_triggers(data, params.extract.triggers)
     return data, tune
-
-
-def drawn(windows: set[str], most: int, seed: int) -> set[str]:
-    """At most so many windows, drawn by hash, and not those that `extract` would draw."""
-    return set(sorted(windows, key=lambda w: (stable_seed("heldout", seed, w), w))[:most])
 
 
 def masked(data: Annotated, common: frozenset[str]) -> Annotated:
@@ -194,8 +188,7 @@ def read_shards(reader: Reader, params: Params) -> list[Path]:
 
 def publish(folders: Sequence[Path], settings: Sequence[str]) -> None:
     """Join the shards' tables."""
-    with contextlib.ExitStack() as stack:
-        writers = {name: stack.enter_context(tables.Writer(name)) for name in outputs(settings)}
+    with tables.writers(outputs(settings)) as writers:
         for folder in folders:
             for name, writer in writers.items():
                 file = folder / f"{name.removeprefix('heldout/')}.parquet"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.files import write_text
+from stages.extract.card import count_table
 from stages.extract.fit import Corpus
 from stages.heldout.model import HeldoutModel
 
@@ -18,14 +19,7 @@ empty and the audit reports no L3.
 
 def write_card(file: Path, model: HeldoutModel, train: Corpus, tune: Corpus, share: float) -> None:
     """Write the card as Markdown."""
-    rows = [
-        ("windows", len(set(train.text.window_ids)), len(set(tune.text.window_ids))),
-        ("documents", len(train.text.doc_ids), len(tune.text.doc_ids)),
-        ("events", len(train.gold.event_first), len(tune.gold.event_first)),
-        ("mentions", len(train.gold.mention_first), len(tune.gold.mention_first)),
-        ("arguments", len(train.gold.role_G), len(tune.gold.role_G)),
-    ]
-    table = "\n".join(f"| {name} | {a:,} | {b:,} |" for name, a, b in rows)
+    table = count_table(train, tune)
     extractor, believed = model.extractor, model.believed
     types = len(extractor.trigger_type.labels)
     roles = 0 if extractor.role is None else len(extractor.role.labels) - 1

@@ -208,10 +208,10 @@ def test_other_people_with_names_of_the_same_length_change_nothing(workspace: Pa
 
 def test_its_draw_is_its_own() -> None:
     windows = {f"w{i}" for i in range(40)}
-    few = stage.drawn(windows, 10, 7)
-    assert len(few) == 10 and stage.drawn(windows, 40, 7) == windows
-    assert stage.drawn(windows - {min(windows - few)}, 10, 7) == few, "no window depends on another"
-    assert few not in (stage.drawn(windows, 10, 8), drawn(windows, 10, 7)), "not what extract would draw"
+    few = drawn(windows, 10, 7, "heldout")
+    assert len(few) == 10 and drawn(windows, 40, 7, "heldout") == windows
+    assert drawn(windows - {min(windows - few)}, 10, 7, "heldout") == few, "no window depends on another"
+    assert few not in (drawn(windows, 10, 8, "heldout"), drawn(windows, 10, 7)), "not what extract would draw"
 
 
 def test_a_share_of_train_is_fitted_on(workspace: Path) -> None:

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import optimize
 
-from pipeline.windows import stable_seed
-from stages.extract.calibrate import WORTH, _by_token, _matches
+from stages.extract.annotated import fold_of
+from stages.extract.calibrate import WORTH, by_token, matches
 from stages.extract.encoder.model import Analysis, EncoderExtractor, Temperatures
 from stages.extract.encoder.reading import SPAN_FLOOR, list_likely
 from stages.extract.encoder.step import link_targets, role_shares
@@ -78,10 +78,10 @@ def event_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> E
     p_type = model.types(analysis)
     taught = goal.events_T[analysis.first]
     span, kind = np.nonzero((p_type * analysis.p_span[:, None] >= WORTH) & taught[:, None])
-    truth = _by_token(goal.event_first, goal.event_last, goal.event_kind)
+    truth = by_token(goal.event_first, goal.event_last, goal.event_kind)
     first, last = analysis.first[span], analysis.last[span]
     rows = zip(first.tolist(), last.tolist(), kind.tolist(), strict=True)
-    correct = np.array([k in _matches(truth, a, b) for a, b, k in rows], dtype=bool)
+    correct = np.array([k in matches(truth, a, b) for a, b, k in rows], dtype=bool)
     return Evidence(analysis.p_span[span] * p_type[span, kind], correct, _half(analysis.text, first))
 
 
@@ -91,9 +91,9 @@ def mention_evidence(analysis: Analysis, goal: Goal) -> Evidence:
     first, last, p = list_likely(analysis.mention_TW, SPAN_FLOOR)
     use = goal.mentions_T[first]
     first, last, p = first[use], last[use], p[use]
-    truth = _by_token(goal.mention_first, goal.mention_last, np.zeros(len(goal.mention_first), dtype=np.int64))
+    truth = by_token(goal.mention_first, goal.mention_last, np.zeros(len(goal.mention_first), dtype=np.int64))
     rows = zip(first.tolist(), last.tolist(), strict=True)
-    correct = np.array([bool(_matches(truth, a, b)) for a, b in rows], dtype=bool)
+    correct = np.array([bool(matches(truth, a, b)) for a, b in rows], dtype=bool)
     return Evidence(p, correct, _half(analysis.text, first))
 
 
@@ -119,17 +119,17 @@ def _gold_roles(
 ) -> Callable[[int, int], set[int]]:
     """Right roles of (row of `events`, row of `mentions`)."""
     index = {name: k for k, name in enumerate(model.network.labels.kinds)}
-    event_truth = _by_token(goal.event_first, goal.event_last, np.arange(len(goal.event_first)))
-    mention_truth = _by_token(goal.mention_first, goal.mention_last, np.arange(len(goal.mention_first)))
+    event_truth = by_token(goal.event_first, goal.event_last, np.arange(len(goal.event_first)))
+    mention_truth = by_token(goal.mention_first, goal.mention_last, np.arange(len(goal.mention_first)))
     roles: dict[tuple[int, int], set[int]] = {}
     for event, mention, role in goal.role_A.tolist():
         roles.setdefault((event, mention), set()).add(role)
     kinds = [index[name] for name in events["type"].to_list()]
     own = [
-        [g for g in sorted(_matches(event_truth, a, b)) if goal.event_kind[g] == kind]
+        [g for g in sorted(matches(event_truth, a, b)) if goal.event_kind[g] == kind]
         for a, b, kind in zip(*_tokens(text, events), kinds, strict=True)
     ]
-    people = [sorted(_matches(mention_truth, a, b)) for a, b in zip(*_tokens(text, mentions), strict=True)]
+    people = [sorted(matches(mention_truth, a, b)) for a, b in zip(*_tokens(text, mentions), strict=True)]
 
     def right(event: int, mention: int) -> set[int]:
         return {role for g in own[event] for m in people[mention] for role in roles.get((g, m), ())}
@@ -144,9 +144,9 @@ def _tokens(text: Text, frame: pl.DataFrame) -> tuple[list[int], list[int]]:
 
 def _temperatures(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Temperatures:
     network = model.network
-    truth = _by_token(goal.event_first, goal.event_last, goal.event_kind)
+    truth = by_token(goal.event_first, goal.event_last, goal.event_kind)
     spans = zip(analysis.first.tolist(), analysis.last.tolist(), strict=True)
-    found = [(g, min(kinds)) for g, (a, b) in enumerate(spans) if (kinds := _matches(truth, a, b))]
+    found = [(g, min(kinds)) for g, (a, b) in enumerate(spans) if (kinds := matches(truth, a, b))]
     rows, target = np.array(found, dtype=np.int64).reshape(-1, 2).T
     kind = fit_temperature(analysis.kind_GK[rows], target)
     role = link = 1.0
@@ -192,7 +192,7 @@ def fit_temperature(scores: Floats, target: Ints) -> float:
 
 def _half(text: Text, token: Ints) -> Ints:
     """0 or 1 for every token's window."""
-    half = {window: stable_seed("half", window) % 2 for window in dict.fromkeys(text.window_ids)}
+    half = {window: fold_of(window) for window in dict.fromkeys(text.window_ids)}
     return np.array([half[window] for window in text.window_ids], dtype=np.int64)[text.doc_T[token]]
 
 

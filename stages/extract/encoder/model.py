@@ -23,6 +23,7 @@ from stages.extract.encoder.reading import SPAN_FLOOR, Network, Shard, list_like
 from stages.extract.encoder.train import reproducible
 from stages.extract.hashing import Floats, Ints
 from stages.extract.linear import Floors
+from stages.extract.rows import frame_spans, shape
 from stages.extract.softmax import Calibration, normalise
 from stages.extract.tokens import Text
 
@@ -157,7 +158,7 @@ class EncoderExtractor:
             if name != "BEFORE":
                 own = [(a, b, c) for a, b, link, c in edges if link == name]
                 relations.append(ordering.relations(frame, place, own).with_columns(type=pl.lit(name)))
-        return _shape(frame, "extract/events"), _shape(pl.concat(relations), "extract/relations")
+        return shape(frame, "extract/events"), shape(pl.concat(relations), "extract/relations")
 
     def links(self, analysis: Analysis, first: Ints, last: Ints) -> list[tuple[int, int, str, float]]:
         """Relations between trigger spans that the relation head finds: head, tail, type, confidence."""
@@ -190,7 +191,7 @@ class EncoderExtractor:
             confidence=pl.Series(confidence, dtype=pl.Float64), type=pl.Series(sorts, dtype=pl.String)
         )
         frame = frame.with_columns(entity_id=self._link(analysis, frame, first, last))
-        return _shape(frame, "extract/mentions")
+        return shape(frame, "extract/mentions")
 
     def _link(self, analysis: Analysis, frame: pl.DataFrame, first: Ints, last: Ints) -> pl.Series:
         """Cluster ids: the mention id of the cluster's first mention."""
@@ -243,9 +244,11 @@ class EncoderExtractor:
             return tables.table("extract/arguments").empty()
         pairs = self.score_pairs(analysis, events, mentions)
         p_role = normalise(pairs.log_p / self.temperatures.role)[:, 1:]
-        p = self.role_calibration.apply(p_role * pairs.events["confidence"].to_numpy()[pairs.event_Q, None])
-        # Forbidden roles have a probability of next to nothing; calibration must not lift it over a floor.
-        pair, role = np.nonzero((p >= self.floors.role) & (p_role > 1e-6))
+        certainty_Q1 = pairs.events["confidence"].to_numpy()[pairs.event_Q, None]
+        p = self.role_calibration.apply(p_role * certainty_Q1)
+        # The confidence is of both, the floor on the role given the event, as with the linear model. Forbidden roles
+        # have a probability of next to nothing; calibration must not lift it over a floor.
+        pair, role = np.nonzero((p >= self.floors.role * certainty_Q1) & (p_role > 1e-6))
         frame = pl.DataFrame({
             "window_id": pairs.events["window_id"].gather(pairs.event_Q[pair]),
             "event_id": pairs.events["event_id"].gather(pairs.event_Q[pair]),
@@ -253,7 +256,7 @@ class EncoderExtractor:
             "role": pl.Series([self.network.labels.roles[r] for r in role], dtype=pl.String),
             "confidence": pl.Series(p[pair, role], dtype=pl.Float64),
         })  # fmt: skip
-        return _shape(frame, "extract/arguments")
+        return shape(frame, "extract/arguments")
 
     def score_pairs(self, analysis: Analysis, events: pl.DataFrame, mentions: pl.DataFrame) -> Pairs:
         """Raw role log-probabilities of all pairs within reach; the frames are as in `arguments`."""
@@ -284,22 +287,3 @@ def _strongest(edges: list[ordering.Edge]) -> list[ordering.Edge]:
     for a, b, confidence in edges:
         best[a, b] = max(best.get((a, b), 0.0), confidence)
     return [(a, b, confidence) for (a, b), confidence in best.items()]
-
-
-def frame_spans(text: Text, first: Ints, last: Ints) -> pl.DataFrame:
-    """Columns window_id, doc_id, start, end, surface and mention_id (the citation string) of token spans."""
-    doc, start, end = text.doc_T[first].tolist(), text.start_T[first].tolist(), text.end_T[last].tolist()
-    spans = list(zip(doc, start, end, strict=True))
-    return pl.DataFrame({
-        "window_id": pl.Series([text.window_ids[d] for d in doc], dtype=pl.String),
-        "doc_id": pl.Series([text.doc_ids[d] for d in doc], dtype=pl.String),
-        "start": pl.Series(start, dtype=pl.Int64), "end": pl.Series(end, dtype=pl.Int64),
-        "surface": pl.Series([text.surface(*span) for span in spans], dtype=pl.String),
-        "mention_id": pl.Series([f"{text.doc_ids[d]}:{a}-{b}" for d, a, b in spans], dtype=pl.String),
-    })  # fmt: skip
-
-
-def _shape(frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Columns and order as declared."""
-    declared = tables.table(name)
-    return frame.select(declared.schema.names()).sort(declared.sort, maintain_order=True)

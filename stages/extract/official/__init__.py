@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stages.extract.scores import as_figures, harmonic_mean
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -41,13 +43,8 @@ class Counts:
     @property
     def f1(self) -> float | None:
         """Harmonic mean in [0, 1]; 0 when nothing is right, None when nothing was found or nothing is annotated."""
-        p, r = self.precision, self.recall
-        if p is None or r is None:
-            return None
-        return 2 * p * r / (p + r) if p + r else 0.0
+        return harmonic_mean(self.precision, self.recall)
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Rounded to four digits, as `stages.extract.scores.Score` has it."""
-        named = (("precision", self.precision), ("recall", self.recall), ("f1", self.f1))
-        rounded = {name: None if value is None else round(value, 4) for name, value in named}
-        return {**rounded, "found": self.found, "gold": self.gold}
+        return {**as_figures(self.precision, self.recall, self.f1), "found": self.found, "gold": self.gold}
