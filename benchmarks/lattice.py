@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe  # noqa: E402
 from pipeline import tables  # noqa: E402
 
-SETTINGS = ("closed", "predicted")
+SETTINGS = ("closed", "predicted", "hybrid")
 SYSTEMS = ("oracle", "rm_attach")
 METRICS = ("ndcg", "cert_ndcg", "cert_ndcg_gold", "evid_cons")
 KEPT = "measured"

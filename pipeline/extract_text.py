@@ -249,6 +249,7 @@ def derive(params: Params, model: str, reward: str | None, top: int | None) -> P
     raw["trajectories"]["negatives"] = False
     raw["reward"].update({"from": reward or "", "setting": SETTING})
     raw["rank"].update(systems=[SYSTEM], splits=["test"])
+    raw["rank_policy"].update(systems=[])
     return parse_params(raw)
 
 

@@ -19,6 +19,9 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Setting = Literal["closed", "predicted", "hybrid"]
 System = Literal["rm_attach", "rule_attach", "rm_cert", "random", "cite_all", "shuffled"]
+PolicySystem = Literal[
+    "zero_shot", "sft", "sft_grammar", "sft_json", "retry", "best_of_rm", "best_of_reward", "crew", "posthoc"
+]
 
 
 def _distinct(values: list[str]) -> list[str]:
@@ -143,6 +146,25 @@ class Reward(Section):
     bootstrap: Count
 
 
+class Policy(Section):
+    base: str
+    template: str
+    budget: Annotated[int, Field(ge=64)]
+    steps: Literal["fitting", "all"]
+
+
+class Sft(Section):
+    settings: Annotated[list[Setting], Field(min_length=1), AfterValidator(_distinct)]
+    instances: Count
+    epochs: Count
+    batch: Count
+    rate: Rate
+    patience: Annotated[int, Field(ge=0)]
+    tune_windows: Count
+    lora: Annotated[int, Field(ge=0)]
+    checkpoint: Count
+
+
 class Verifier(Section):
     accept: Share
     margin: Share
@@ -155,6 +177,33 @@ class Verifier(Section):
 class Rank(Section):
     systems: Annotated[list[System], Field(min_length=1), AfterValidator(_distinct)]
     splits: Annotated[list[Literal["train", "tune", "test"]], Field(min_length=1)]
+
+
+class RankPolicy(Section):
+    """How policies rank.
+
+    Args:
+        systems: see `stages.rank_policy.systems`.
+        samples: of best_of_rm, best_of_reward and crew.
+        temperature, top_p: of these samples; everything else is greedy.
+        retries: how often `retry` asks again, at most.
+        engine: what generates.
+        url: of a vLLM server that runs already; "" starts one.
+    """
+
+    systems: Annotated[list[PolicySystem], AfterValidator(_distinct)]
+    samples: Count
+    temperature: Annotated[float, Field(gt=0, le=10)]
+    top_p: Rate
+    retries: Annotated[int, Field(ge=0)]
+    engine: Literal["transformers", "vllm"]
+    url: str
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if self.url and self.engine != "vllm":
+            raise ValueError("url: only the engine vllm talks to a server")
+        return self
 
 
 class Heldout(Section):
@@ -183,8 +232,11 @@ class Params(Section):
     trajectories: Trajectories
     reference: Reference
     reward: Reward
+    policy: Policy
+    sft: Sft
     verifier: Verifier
     rank: Rank
+    rank_policy: RankPolicy
     heldout: Heldout
     audit: Audit
     report: Report

@@ -22,27 +22,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import DataError, ParamError
 from pipeline.naming import Naming, draw_names
 from pipeline.skeletons import MICRO, Intent, Slot
 from pipeline.spans import Span
+from pipeline.templates import TAG, TEMPLATE, load_template
 from pipeline.untrusted import Untrusted, escape
 from pipeline.validity import Limits
 from pipeline.windows import Handle, Step, Window
 
-TEMPLATE = Path(__file__).with_name("prompt.txt")
+if TYPE_CHECKING:
+    from pipeline.params import Params
 
-BLOCKS = ("plan", "texts", "candidates")
-"""Placeholders that stand for lines: each exactly once, alone on its line, the last two between two lines with $tag."""
-
-WORDS = ("question", "k", "handles")
-"""Placeholders within a line: each exactly once."""
-
-TAG = "tag"
-"""The placeholder of the delimiter."""
+__all__ = ["TEMPLATE", "Dropped", "Prompt", "Prompter", "load_template"]
 
 TAG_LENGTH = 10
 
@@ -54,42 +49,6 @@ NAME = 80
 """Characters of a candidate's name."""
 
 BUCKETS = ("high", "medium", "low")
-
-
-# ---- templates ------------------------------------------------------------------------------------------------------
-
-
-def load_template(file: str | Path = TEMPLATE) -> Template:
-    """Read and check a template: `$name` is a placeholder, `$$` a dollar sign.
-
-    Raises:
-        ParamError: unreadable, or a placeholder that is unknown, missing, repeated or out of place.
-    """
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParamError(f"not a readable text file: {type(error).__name__}", file=file) from None
-    template = Template(text)
-    if not template.is_valid():
-        raise ParamError("a $ that begins no placeholder", file=file, mend="write $$ for a dollar sign")
-    known = (*WORDS, *BLOCKS, TAG)
-    names = [match["named"] or match["braced"] for match in template.pattern.finditer(text) if not match["escaped"]]
-    for name in names:
-        if name not in known:
-            raise ParamError(f"unknown placeholder ${name}", file=file, mend=f"known: {', '.join(known)}")
-    for name in (*WORDS, *BLOCKS):
-        if names.count(name) != 1:
-            raise ParamError(f"${name} stands there {names.count(name)} times, not once", file=file)
-    lines = text.splitlines()
-    for name in BLOCKS:
-        if f"${name}" not in lines:
-            raise ParamError(f"${name} must stand alone on its line", file=file)
-    inside = [lines.index(f"${name}") for name in ("texts", "candidates")]
-    tagged = [i for i, line in enumerate(lines) if f"${TAG}" in line or f"${{{TAG}}}" in line]
-    before, after = [i for i in tagged if i < min(inside)], [i for i in tagged if i > max(inside)]
-    if not before or not after or len(before) + len(after) < len(tagged):
-        raise ParamError(f"$texts and $candidates must stand between two lines with ${TAG}", file=file)
-    return template
 
 
 # ---- rendering ------------------------------------------------------------------------------------------------------
@@ -104,6 +63,7 @@ class Dropped:
         no_slot: ... fit no slot of the intent, and ...
         low: ... fit one and are in the bucket `low`.
         uncitable: never shown: one of their spans crosses a sentence or is longer than a slot may cite.
+        unasked: never shown: they fit no slot, and the prompter shows fitting steps only.
         handles, sentences: that only steps left out because of the budget refer to.
         characters: of the shown sentences, too far from any marked span.
     """
@@ -112,6 +72,7 @@ class Dropped:
     no_slot: int
     low: int
     uncitable: int
+    unasked: int
     handles: int
     sentences: int
     characters: int
@@ -149,6 +110,7 @@ class Prompter:
         specials: special tokens of the tokenizer.
         limits: of a legal bundle.
         buckets: least confidence of `high` and of `medium` (`trajectories.buckets` of params.yaml).
+        fitting: show only steps that fit a slot of the intent: prompts a third as long, for small models.
 
     Raises:
         ParamError: the template itself holds a special token.
@@ -160,9 +122,21 @@ class Prompter:
     specials: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
     buckets: tuple[float, float] = (0.5, 0.2)
+    fitting: bool = False
 
     def __post_init__(self) -> None:
         self._check(self.template.template, "the template")
+
+    @classmethod
+    def of(cls, params: Params, count: Callable[[str], int], specials: Sequence[str]) -> Self:
+        """The prompter that params.yaml asks for, for a tokenizer that counts so and has these special tokens.
+
+        Raises:
+            ParamError: see `load_template`; the template holds a special token.
+        """
+        settings, (high, medium) = params.policy, params.trajectories.buckets
+        template, limits = load_template(settings.template), Limits.of(params.verifier)
+        return cls(template, count, settings.budget, specials, limits, (high, medium), settings.steps == "fitting")
 
     @cached_property
     def untrusted(self) -> Untrusted:
@@ -267,7 +241,9 @@ class _Page:
         self._heads = {
             c.candidate_id: f"{naming.printed[c.local_id]}: {self._clean(_cut(c.name))}" for c in window.candidates
         }
-        self._acts = [act for step in window.steps if (act := self._act(step)) is not None]
+        acts = [act for step in window.steps if (act := self._act(step)) is not None]
+        self._acts = [act for act in acts if act.slots or not prompter.fitting]
+        self._unasked = len(acts) - len(self._acts)
         self.ranked = sorted(range(len(self._acts)), key=lambda i: (*_rank(self._acts[i]), i))
         """Indices of steps, the most useful first."""
 
@@ -313,7 +289,8 @@ class _Page:
             steps=len(lost),
             no_slot=sum(not act.slots for act in lost),
             low=sum(bool(act.slots) and BUCKETS[act.bucket] == "low" for act in lost),
-            uncitable=len(self._own.steps) - len(self._acts),
+            uncitable=len(self._own.steps) - len(self._acts) - self._unasked,
+            unasked=self._unasked,
             handles=len(_cited(lost) - _cited(kept)),
             sentences=len(self._places(lost).keys() - shown.keys()),
             characters=sum(self._hidden(place, handles) for place, handles in shown.items()),
@@ -322,10 +299,10 @@ class _Page:
     # the roster
 
     def _roster(self, kept: list[_Act]) -> list[str]:
-        """A line per candidate, below it one per event and mention of its own with the roles it may play."""
+        """A line per candidate, below it one per event, mention and slots with the roles it may play."""
         events: dict[str, dict[tuple[str, ...], list[_Act]]] = {key: {} for key in self._heads}
         for act in kept:
-            key = (act.step.event_id, *(handle.handle_id for handle in act.handles))
+            key = (act.slots, act.step.event_id, *(handle.handle_id for handle in act.handles))
             events[act.step.candidate_id].setdefault(key, []).append(act)
         lines = []
         for candidate_id, head in self._heads.items():
@@ -334,11 +311,12 @@ class _Page:
         return lines
 
     def _event_line(self, acts: list[_Act]) -> str:
-        """`E05,E03 S4 attack: attacker high s1, target low`"""
+        """`s1=E05,E03 S4 attack: attacker high`, as an answer would cite it; `E05,E03 ...` where no slot fits."""
+        slots = f"{acts[0].slots}=" if acts[0].slots else ""
         handles = ",".join(self.naming.printed[handle.handle_id] for handle in acts[0].handles)
         places = ",".join(dict.fromkeys(f"S{self._number(self._place(handle))}" for handle in acts[0].handles))
-        roles = (f"{self._label[a.step.role]} {BUCKETS[a.bucket]}{' ' if a.slots else ''}{a.slots}" for a in acts)
-        return f"{handles} {places} {self._label[acts[0].step.type]}: {', '.join(roles)}"
+        roles = (f"{self._label[a.step.role]} {BUCKETS[a.bucket]}" for a in acts)
+        return f"{slots}{handles} {places} {self._label[acts[0].step.type]}: {', '.join(roles)}"
 
     # the sentences
 

@@ -76,7 +76,7 @@ def concrete(declared: str, params: Params) -> list[str]:
         "split": tables.SPLITS,
         "setting": tuple(params.roster.settings),
         "part": PARTS,
-        "system": (*params.rank.systems, "oracle"),
+        "system": (*params.rank.systems, *params.rank_policy.systems, "oracle"),
     }
     names = [declared]
     for place in views.places(declared):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,8 @@ from pipeline.windows import Window
 
 TABLES = ("rankings", "certificates", "generations")
 Status = Literal["parsed", "uncertified", "rejected"]
+OVER_BUDGET = "prompt_over_budget"
+"""Code of an instance that a policy was not asked, because its prompt and an answer do not fit."""
 Rows = list[dict[str, Any]]
 
 
@@ -75,6 +77,36 @@ class Task:
         return certificates.has_trigger(self.window)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One text that a system wrote, as the table `generations` has it; its columns' docs say more.
+
+    Args:
+        text: as written.
+        status, reject_code: what the system's strict parser says of it.
+        sample, attempt: its place among the instance's texts.
+        chosen: whether the list was taken from it.
+        prompt_tokens, tokens: read and written.
+        temperature, seed, log_prob, model_log_prob, finish: of the sampling; None where nothing was generated.
+        dropped_steps: that the prompt's budget left out.
+    """
+
+    text: str
+    status: Status
+    reject_code: str | None
+    sample: int = 0
+    attempt: int = 0
+    chosen: bool = True
+    prompt_tokens: int = 0
+    tokens: int = 0
+    temperature: float | None = None
+    seed: int | None = None
+    log_prob: float | None = None
+    model_log_prob: float | None = None
+    finish: str | None = None
+    dropped_steps: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A system's answer.
@@ -83,13 +115,16 @@ class Draft:
         order: canonical ids, best first, without repetition; at least K of them, or the whole roster.
         scores: candidate_id -> the system's score, for all of `order`.
         emitted: certified entries for the first candidates of `order`; possibly none.
-        text: what a policy wrote, None when the entries were built directly.
+        text: the line that the entries come from, None when they were built directly.
+        generations: everything that a policy wrote; () for a system that writes one line over the window's own ids,
+            which is then recorded.
     """
 
     order: tuple[str, ...]
     scores: Mapping[str, float]
     emitted: tuple[Entry, ...]
     text: str | None = None
+    generations: tuple[Generation, ...] = ()
 
 
 def count_windows(splits: Sequence[str], root: str | Path = "data") -> int:
@@ -126,7 +161,7 @@ class RankingWriter:
 
         Raises:
             ValueError: the emitted candidates are not the first of the order, are more than K, or one is repeated; or
-            something was emitted for a window in which nothing can be cited.
+            something was emitted for a window in which nothing can be cited; or not exactly one generation is chosen.
         """
         window, k = task.window, min(task.window.k, len(task.candidates))
         listed = tuple(entry.candidate_id for entry in draft.emitted)
@@ -134,6 +169,9 @@ class RankingWriter:
         if not prefix or len(set(draft.order[:k])) < k:
             where = f"{window.window_id}, {task.intent.intent_id}"
             raise ValueError(f"{where}: emitted {listed} of order {draft.order}, k {k}")
+        generations = draft.generations or (_generation(task, draft),)
+        if sum(generation.chosen for generation in generations) != 1:
+            raise ValueError(f"{window.window_id}, {task.intent.intent_id}: not exactly one generation is chosen")
         if window.window_id not in self._held and len(self._held) == SHARD_WINDOWS:
             self._flush()
         self._held.add(window.window_id)
@@ -151,8 +189,7 @@ class RankingWriter:
             })  # fmt: skip
         for i, entry in enumerate(draft.emitted):
             self._rows["certificates"] += [{**place, "rank": i + 1, **row} for row in cited_rows(window, entry)]
-        text, status, code = _generation(task, draft)
-        self._rows["generations"].append({**place, "sample": 0, "text": text, "status": status, "reject_code": code})
+        self._rows["generations"] += [{**place, **asdict(generation)} for generation in generations]
         self.lists += 1
         self.empty += not draft.emitted
         self.emitted += len(draft.emitted)
@@ -200,13 +237,13 @@ def cited_rows(window: Window, entry: Entry) -> Rows:
     ]  # fmt: skip
 
 
-def _generation(task: Task, draft: Draft) -> tuple[str, Status, str | None]:
+def _generation(task: Task, draft: Draft) -> Generation:
     """The raw text, and what the strict parser says of it; where nothing can be cited, nothing is asked or parsed."""
     if not task.answerable:
-        return "", "uncertified", "no_trigger_handle"
+        return Generation(text="", status="uncertified", reject_code="no_trigger_handle")
     text = certificates.render(draft.emitted, task.window) if draft.text is None else draft.text
     try:
         certificates.parse(text, task.window, task.skeleton, task.window.k, task.limits)
     except CertificateError as error:
-        return text, "rejected", error.code
-    return text, "parsed", None
+        return Generation(text=text, status="rejected", reject_code=error.code)
+    return Generation(text=text, status="parsed", reject_code=None)

@@ -244,10 +244,26 @@ _ALL = (
         _WINDOW, _INTENT, _c("rank", INT, "of the entry"), _CAND, _c("slot_id", STR, "slot it supports"), *_SPAN,
         _c("handle_id", STR, "as cited"), _c("sha256", STR, "of the document's text"),
     ), "window_id intent_id rank slot_id doc_id start end", "window_id intent_id rank slot_id doc_id start end"),
-    _table("rank/<system>/<setting>/generations", "What the system wrote, raw.", (
-        _WINDOW, _INTENT, _c("sample", INT, "index of the sample, from 0"), _c("text", STR, "compact certificate form"),
-        _c("status", STR, "parsed, uncertified or rejected"), _c("reject_code", STR, "when rejected", True),
-    ), "window_id intent_id sample", "window_id intent_id sample"),
+    _table("rank/<system>/<setting>/generations", "What the system wrote, raw, every sample and attempt. A policy's ids "
+           "are those of its prompt: the naming follows from the seed of params.yaml and epoch 0 "
+           "(`pipeline.naming.draw_names`), and a text is read again against the window as printed "
+           "(`Prompter.render`).", (
+        _WINDOW, _INTENT, _c("sample", INT, "index of the sample, from 0"),
+        _c("attempt", INT, "of the sample, from 0: asked again after a reject, or for the next part of the answer"),
+        _c("chosen", BOOL, "whether the list was taken from it; true for one row of every instance"),
+        _c("text", STR, "as written: compact certificate form (sft_json: JSON); empty where nothing was asked"),
+        _c("status", STR, "parsed, uncertified (nothing was asked) or rejected"),
+        _c("reject_code", STR, "when not parsed", True),
+        _c("prompt_tokens", INT, "read for it; 0 for a baseline"),
+        _c("tokens", INT, "written, the end token included; 0 for a baseline"),
+        _c("temperature", FLOAT, "of the sampling, 0 is greedy; null where nothing was generated", True),
+        _c("seed", INT, "of the sampling; null where nothing was generated", True),
+        _c("log_prob", FLOAT, "log-probability of the whole answer as it was drawn, mask and temperature included; 0 "
+           "when greedy, null where nothing was generated", True),
+        _c("model_log_prob", FLOAT, "the same under the model alone at temperature 1; null where unknown", True),
+        _c("finish", STR, "stop or length (cut off); null where nothing was generated", True),
+        _c("dropped_steps", INT, "steps that the prompt's budget left out; 0 where there was no prompt"),
+    ), "window_id intent_id sample attempt", "window_id intent_id sample attempt"),
     # ---- audit -------------------------------------------------------------------------------------------------------
     _table("audit/instances", "Metrics per (system, setting, window, intent).", (
         _c("system", STR, "ranking system"), _c("setting", STR, "roster setting"), _WINDOW, _INTENT,

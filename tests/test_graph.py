@@ -88,8 +88,8 @@ def test_checks_import_no_stage() -> None:
         ("data/ingest/gold/train", {"check_ingest", "reference", "audit", "extract", "heldout"}),
         ("data/ingest/roster.parquet", {"check_ingest", "check_reference", "reference", "audit", "roster", "heldout"}),
         ("data/reference/audit", {"check_reference", "rank_oracle", "audit", "report"}),
-        ("data/reference/tune", {"check_reference", "reward"}),
-        ("data/reference/train", {"check_reference", "reward"}),
+        ("data/reference/tune", {"check_reference", "reward", "sft"}),
+        ("data/reference/train", {"check_reference", "reward", "sft"}),
     ],
 )
 def test_labels_reach_only_these_stages(path: str, allowed: set[str]) -> None:

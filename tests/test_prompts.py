@@ -57,8 +57,10 @@ def prompter(budget: int = 10**6, count: Callable[[str], int] = words, specials:
 # ---- reading a prompt back -------------------------------------------------------------------------------------------
 
 LABEL = r"[^ ,]+"
-ROLE = rf"{LABEL} (?:high|medium|low)(?: s\d(?:/s\d)*)?"
-EVENT = re.compile(rf"(?P<handles>E\d+(?:,E\d+)?) (?P<places>S\d+(?:,S\d+)?) (?P<type>{LABEL}): {ROLE}(?:, {ROLE})*")
+ROLE = rf"{LABEL} (?:high|medium|low)"
+EVENT = re.compile(
+    rf"(?:s\d(?:/s\d)*=)?(?P<handles>E\d+(?:,E\d+)?) (?P<places>S\d+(?:,S\d+)?) (?P<type>{LABEL}): {ROLE}(?:, {ROLE})*"
+)
 MARK = re.compile(r"\{(E\d+)(\}| )|\}")
 
 
@@ -169,13 +171,13 @@ def test_the_story_is_printed_as_expected() -> None:
         "S4 {E01 Ada} then {E07 attacked} the vault of {E09 Cay}.",
         "S5 {E03 Bob} {E04 raided} the old mill at night.",
         "C02: Ada",
-        "E08,E02 S1 buy: buyer high s2",
-        "E07,E01 S4 attack: attacker high s1",
+        "s2=E08,E02 S1 buy: buyer high",
+        "s1=E07,E01 S4 attack: attacker high",
         "C04: Bob",
-        "E04,E03 S5 attack: attacker medium s1",
+        "s1=E04,E03 S5 attack: attacker medium",
         "C03: Cay",
-        "E05,E10 S2 buy: buyer high s2",
-        "E07,E09 S4 attack: target high s3",
+        "s2=E05,E10 S2 buy: buyer high",
+        "s3=E07,E09 S4 attack: target high",
         "C01: Dot",
     ]
     assert "Question: Who attacked?\n" in prompt.text
@@ -183,7 +185,7 @@ def test_the_story_is_printed_as_expected() -> None:
     assert "\ns3 0.15: attack / *, !attacker\n" in prompt.text
     assert "At most 2 candidates" in prompt.text and "at most 2 handles" in prompt.text
     assert prompt.text.endswith("\nAnswer:\n") and prompt.tokens == words(prompt.text)
-    assert prompt.dropped == prompts.Dropped(0, 0, 0, 0, 0, 0, 0)
+    assert prompt.dropped == prompts.Dropped(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 5), st.sampled_from([words, uneven, len]), st.floats(0, 1))
@@ -200,17 +202,39 @@ def test_every_printed_handle_exists_and_stands_in_its_sentence(
     check_prompt(prompt, window)
 
 
+def test_a_prompter_may_show_fitting_steps_only() -> None:
+    doc = document("d", "Ada raided Bob.")
+    ada, raided, bob = (find(doc, word) for word in ("Ada", "raided", "Bob"))
+    steps = [act("Ada", "attack", "attacker", raided, ada), act("Bob", "sleep", "sleeper", raided, bob)]
+    window = build_window([doc], ["Ada", "Bob"], steps, seed=7)
+    everything = prompter().render(window, ATTACK, 7)
+    assert len(everything.window.steps) == 2 and everything.dropped.unasked == 0
+    prompt = replace(prompter(), fitting=True).render(window, ATTACK, 7)
+    check_prompt(replace(prompt, dropped=replace(prompt.dropped, uncitable=prompt.dropped.unasked)), window)
+    assert [step.role for step in prompt.window.steps] == ["attacker"] and prompt.dropped.unasked == 1
+    assert "sleep" not in prompt.text and prompt.dropped.uncitable == 0
+
+
 def without_steps(window: Window) -> Window:
     return replace(window, steps=())
 
 
-def test_roles_of_one_event_and_mention_share_a_line() -> None:
+def test_roles_of_one_event_and_mention_share_a_line_if_they_fit_the_same_slots() -> None:
     doc = document("d", "Ada raided Bob.")
     ada, raided = find(doc, "Ada"), find(doc, "raided")
     steps = [act("Ada", "attack", role, raided, ada, confidence=c) for role, c in (("attacker", 0.5), ("target", 0.19))]
     material = read(prompter().render(build_window([doc], ["Ada", "Bob"], steps, seed=7), ATTACK, 7))
     lines = next(lines for lines in material.roster.values() if lines)
-    assert [line.split(": ")[1] for line in lines] == ["attacker high s1, target low s3"]
+    assert [(line.split("=")[0], line.split(": ")[1]) for line in lines] == [
+        ("s1", "attacker high"),
+        ("s3", "target low"),
+    ]
+    steps[1] = replace(steps[1], role="witness")
+    plan = Skeleton((Slot("s1", ("attack",), ("*",), 1_000_000, True, True),))
+    intent = Intent("any", 1, "Who?", plan, "0" * 64)
+    material = read(prompter().render(build_window([doc], ["Ada", "Bob"], steps, seed=7), intent, 7))
+    lines = next(lines for lines in material.roster.values() if lines)
+    assert [line.split(": ")[1] for line in lines] == ["attacker high, witness low"]
 
 
 def test_a_step_whose_trigger_is_its_mention_prints_one_handle() -> None:
@@ -219,7 +243,7 @@ def test_a_step_whose_trigger_is_its_mention_prints_one_handle() -> None:
     window = build_window([doc], ["a", "b"], [act("a", "attack", "self", raided, raided)])
     prompt = prompter().render(window, ATTACK, 7)
     check_prompt(prompt, window)
-    assert read(prompt).roster[prompt.window.candidates[0].local_id] == ["E01 S1 attack: self high s3"]
+    assert read(prompt).roster[prompt.window.candidates[0].local_id] == ["s3=E01 S1 attack: self high"]
 
 
 def test_spans_may_be_nested_and_a_crossing_one_is_marked_where_it_begins() -> None:

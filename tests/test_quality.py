@@ -211,6 +211,9 @@ DAMAGE: list[tuple[str, str, str | tuple[str, ...], pl.Expr | list[pl.Expr], pl.
     ("rank", f"{RANK}/certificates", "references(window_id, handle_id", [col("start") + 1, col("end") + 1], None),
     ("rank", f"{RANK}/certificates", "inside the document", col("end") + 500, None),
     ("rank", f"{RANK}/generations", "a rejected generation says why", lit("rejected").alias("status"), None),
+    ("rank", f"{RANK}/generations", "the list was taken from one", lit(False).alias("chosen"), None),
+    ("rank", f"{RANK}/generations", "what was not parsed is on no list",
+     [lit("rejected").alias("status"), lit("truncated").alias("reject_code")], None),
     ("audit", "audit/instances", "0 <= cert_ndcg <= ndcg <= 1", lit(1.5).alias("value"), None),
     ("audit", "audit/instances", "a value is a finite number", lit(math.inf).alias("value"), None),
     ("audit", "audit/entries", "valid entries carry no reject code", lit("no_slot").alias("reject_code"), None),
@@ -394,7 +397,8 @@ def test_dvc_knows_everything_that_a_check_reads(stage: str) -> None:
     missing = [path for path in read if not any(path == dep or path.startswith(f"{dep}/") for dep in declared.deps)]
     assert missing == [], f"deps of check_{stage}"
     places = {place for name in parsed.tables_read for place in views.places(name)}
-    needed = {key for place, key in (("setting", "roster.settings"), ("system", "rank.systems")) if place in places}
+    keys = (("setting", "roster.settings"), ("system", "rank.systems"), ("system", "rank_policy.systems"))
+    needed = {key for place, key in keys if place in places}
     assert needed <= set(declared.params), f"params of check_{stage}"
 
 

@@ -244,8 +244,8 @@ def _ranked(
             for start, end in cited
         ]  # fmt: skip
     out[f"rank/{system}/{setting}/generations"].append({
-        **place, "sample": 0, "text": f"{local[candidate(window, 'Ann')]} {' '.join(text)} .", "status": "parsed",
-        "reject_code": None,
+        **place, "sample": 0, "attempt": 0, "chosen": True, "status": "parsed", "prompt_tokens": 0, "tokens": 0,
+        "text": f"{local[candidate(window, 'Ann')]} {' '.join(text)} .", "dropped_steps": 0,
     })  # fmt: skip
     for metric, value in (("ndcg", 1.0), ("cert_ndcg", 0.9)):
         out["audit/instances"].append({**place, "system": system, "setting": setting, "metric": metric, "value": value})

@@ -53,7 +53,7 @@ Rows = dict[str, list[tuple[object, ...]]]
 
 def main(params: Params) -> None:
     """Audit all lists and write data/audit."""
-    systems = sorted({*params.rank.systems, ORACLE})
+    systems = sorted({*params.rank.systems, *params.rank_policy.systems, ORACLE})
     settings = sorted(params.roster.settings)
     reference = ReferenceReader(params.rank.splits)
     if reference.label_free:

@@ -47,7 +47,7 @@ class Listed:
         local_ids: the same as the system saw them.
         entries: the emitted prefix with its certificates.
         claimed: per emitted entry, whether the system's own stage called it certified.
-        outputs: status of each raw generation: parsed, uncertified or rejected.
+        outputs: status of the generation that the list was taken from: parsed, uncertified or rejected.
     """
 
     ranking: tuple[str, ...]
@@ -147,7 +147,7 @@ class ListReader:
             span = Span(row["doc_id"], row["start"], row["end"])
             cited[row["window_id"], row["intent_id"], row["rank"]][row["slot_id"]].append(span)
         outputs: dict[Key, list[str]] = defaultdict(list)
-        for row in self._readers["generations"].frame(shard).iter_rows(named=True):
+        for row in self._readers["generations"].frame(shard).filter("chosen").iter_rows(named=True):
             outputs[row["window_id"], row["intent_id"]].append(row["status"])
         ranked: dict[Key, Rows] = defaultdict(list)
         roster = {key: {c.candidate_id for c in window.candidates} for key, window in windows.items()}

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pipeline import metrics, tables
 from pipeline.certificates import Limits, check
 from pipeline.errors import ParamError
+from pipeline.oracle import alternatives, best, together, verified
 from pipeline.rankings import Task, judge
 from pipeline.skeletons import Intent, Skeleton, align, grade
 from pipeline.windows import Window
 from stages.rank_oracle import __main__ as stage
-from stages.rank_oracle.__main__ import alternatives, best, together, verified
 from tests import tiny
 from tests.builders import PLAN, act, build_window, document, find, random_window, skeleton_of, story
 

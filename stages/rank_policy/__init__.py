@@ -1,0 +1,1 @@
+"""Certified rankings by a language model in one roster setting."""
