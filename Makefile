@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 READY := .venv/.ready
 SERVE_READY := .venv-serve/.ready
 
-.PHONY: help env serve-env run test check experiments bench lock clean
+.PHONY: help env serve-env run test check experiments train-base bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -56,6 +56,9 @@ check: env  ## lint and types only
 experiments: env  ## build every arm of every matrix, whatever params.yaml lists
 	dvc exp run -S 'rank.systems=[rm_attach,rule_attach,rm_cert,random,cite_all,shuffled]'
 	@certrank summary
+
+train-base: env  ## train tiny-mla from nothing (an hour or more): make train-base NAME=tiny-mla
+	python -m stages.sft.base $(or $(NAME),tiny-mla)
 
 bench: env  ## run every benchmark; writes benchmarks/results/*.json
 	for script in benchmarks/*.py; do python "$$script"; done

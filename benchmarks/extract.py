@@ -2,10 +2,15 @@
 
     python benchmarks/extract.py --model models/extract --data data [--documents 50 100 200]
 
-Both sides run the same fine-tuned encoder with the same linear head over the words, fitted here by ridge regression on
-train triggers, and give the same kind of output: labelled trigger spans in characters. So what is compared is how a
+Both sides run the same fine-tuned encoder with the same linear head, fitted here by ridge regression on train triggers,
+and give the same output: a label for every word, read off its first piece, and from these the trigger spans. (The
+pipeline's groups of pieces are turned back into such labels outside the time taken.) So what is compared is how a
 document gets through the encoder. The pipeline cuts long documents with a stride (it must) and is given the batch size
 that suits it best. "everything" is the product's own reading: triggers, types, mentions, roles, relations, clusters.
+
+Two kinds of documents: `cut` to what fits one chunk, where both sides see the same text around every word and must
+give the same spans; and `whole`, where each has to cut in its own way (the pipeline takes the surer of two readings of
+an overlap, we the one in the middle of its chunk), so only their accuracy can be compared.
 
 Every measurement is a process of its own with two threads; sides take turns; medians over rounds. Accuracy is F1 of
 trigger spans on the documents that were read.
@@ -43,17 +48,26 @@ from stages.extract.encoder.storage import load_encoder  # noqa: E402
 from stages.extract.encoder.train import reproducible  # noqa: E402
 
 THREADS, ROUNDS, PROBE_DOCUMENTS = 2, 3, 120
+CUT = 1200
+"""Characters that fit one chunk: then no side has to cut, and the outputs can be equal."""
 LABELS = ("O", "B-TRIGGER", "I-TRIGGER")
 SIDES = ("pipeline 1", "pipeline 8", "pipeline 32", "encoder", "encoder float32", "everything")
 Spans = set[tuple[str, int, int]]
 Frames = tuple[pl.DataFrame, pl.DataFrame]
 
 
-def read(data: Path, split: str, most: int) -> Frames:
-    """The first documents of a split by id, and their sentences."""
+def read(data: Path, split: str, most: int, cut: bool = False) -> Frames:
+    """The first documents of a split by id, and their sentences; with `cut`, as many of these as fit one chunk."""
     documents = tables.read("ingest/documents", data).filter(pl.col("split") == split).head(most)
     ids = documents["doc_id"].implode()
-    return documents, tables.read("ingest/sentences", data).filter(pl.col("doc_id").is_in(ids))
+    sentences = tables.read("ingest/sentences", data).filter(pl.col("doc_id").is_in(ids))
+    if cut:
+        sentences = sentences.filter(pl.col("end") <= CUT)
+        ends = sentences.group_by("doc_id").agg(pl.col("end").max())
+        documents = documents.join(ends, on="doc_id", maintain_order="left").with_columns(
+            text=pl.col("text").str.slice(0, pl.col("end"))
+        )
+    return documents, sentences
 
 
 def gold_spans(data: Path, split: str, documents: pl.DataFrame) -> Spans:
@@ -129,8 +143,8 @@ def run_everything(model: EncoderExtractor, frames: Frames) -> Spans:
     return set(events.filter(pl.col("confidence") >= 0.3).select("doc_id", "start", "end").iter_rows())
 
 
-def build_pipeline(network: Network, probe: tuple[torch.Tensor, torch.Tensor], batch: int) -> Any:
-    """transformers' own pipeline around the same weights, in float32 as it comes."""
+def build_pipeline(network: Network, probe: tuple[torch.Tensor, torch.Tensor], batch: int, cut: bool) -> Any:
+    """transformers' own pipeline around the same weights, in float32 as it comes; for whole documents it needs groups."""
     from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedTokenizerFast, pipeline
 
     backbone = network.backbone
@@ -148,21 +162,34 @@ def build_pipeline(network: Network, probe: tuple[torch.Tensor, torch.Tensor], b
         tokenizer_object=network.tokenizer, model_max_length=network.settings.chunk, cls_token="[CLS]",
         sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]",
     )  # fmt: skip
+    how: dict[str, Any] = {"aggregation_strategy": "simple", "stride": 2 * network.settings.context}
     return pipeline(
-        "token-classification", model=model.eval(), tokenizer=tokenizer, aggregation_strategy="first",
-        stride=2 * network.settings.context, batch_size=batch, device="cpu",
+        "token-classification", model=model.eval(), tokenizer=tokenizer, batch_size=batch, device="cpu",
+        **({"aggregation_strategy": "none"} if cut else how),
     )  # fmt: skip
 
 
-def run_pipeline(classify: Any, frames: Frames) -> Spans:
-    documents = frames[0].select("doc_id", "text").rows()
-    found = classify([text for _, text in documents])
-    return {
-        (doc_id, g["start"], g["end"]) for (doc_id, _), groups in zip(documents, found, strict=True) for g in groups
-    }
+def labels_of(found: list[list[dict[str, Any]]], frames: Frames, shard: Any) -> NDArray[np.int64]:
+    """What the pipeline found as labels of our words, by the first piece of each.
+
+    Pieces carry their label. Of groups only the extent is known: B where one begins with the word, I where it goes on.
+    """
+    text = shard.text
+    place = {doc_id: d for d, doc_id in enumerate(text.doc_ids)}
+    label_T = np.zeros(text.size, dtype=np.int64)
+    for doc_id, groups in zip(frames[0]["doc_id"].to_list(), found, strict=True):
+        low, high = np.searchsorted(text.doc_T, [place[doc_id], place[doc_id] + 1])
+        for group in groups:
+            if "entity" in group:
+                label_T[low:high][text.start_T[low:high] == group["start"]] = LABELS.index(group["entity"])
+                continue
+            inside = (text.start_T[low:high] >= group["start"]) & (text.start_T[low:high] < group["end"])
+            label_T[low:high][inside] = 2
+            label_T[low:high][text.start_T[low:high] == group["start"]] = 1
+    return label_T
 
 
-def measure(side: str, model_folder: Path, probe_file: Path, data: Path, documents: int) -> dict[str, Any]:
+def measure(side: str, model_folder: Path, probe_file: Path, data: Path, documents: int, cut: bool) -> dict[str, Any]:
     """One measurement, in the process that calls it."""
     torch.set_num_threads(THREADS)
     model = load_encoder(model_folder)
@@ -170,20 +197,25 @@ def measure(side: str, model_folder: Path, probe_file: Path, data: Path, documen
     probe = tuple(torch.load(probe_file, weights_only=True))
     if side != "encoder" and side != "everything":
         network.backbone.low = False
-    frames = read(data, "test", documents)
-    warm = read(data, "test", 4)
-    classify = build_pipeline(network, probe, int(side.split()[1])) if side.startswith("pipeline") else None
+    frames = read(data, "test", documents, cut)
+    warm = read(data, "test", 4, cut)
+    classify = build_pipeline(network, probe, int(side.split()[1]), cut) if side.startswith("pipeline") else None
 
-    def run(some: Frames) -> Spans:
+    def run(some: Frames) -> Any:
         if classify is not None:
-            return run_pipeline(classify, some)
+            return classify(some[0]["text"].to_list())
         return run_everything(model, some) if side == "everything" else run_encoder(network, probe, some)
 
     run(warm)
     started, busy = time.perf_counter(), time.process_time()
     found = run(frames)
     seconds, cpu = time.perf_counter() - started, time.process_time() - busy
-    gold = gold_spans(data, "test", frames[0])
+    if classify is not None:
+        shard = network.prepare(*frames)
+        found = spans_of(labels_of(found, frames, shard), shard)
+    known = set(map(tuple, frames[1].select("doc_id").unique().rows()))
+    ends = dict(frames[0].select("doc_id", pl.col("text").str.len_chars()).rows())
+    gold = {s for s in gold_spans(data, "test", frames[0]) if (s[0],) in known and s[2] <= ends[s[0]]}
     right = len(found & gold)
     return {
         "side": side, "documents": frames[0].height, "characters": int(frames[0]["text"].str.len_chars().sum()),
@@ -206,34 +238,34 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--documents", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--one", nargs=2, metavar=("SIDE", "PROBE"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("SIDE", "PROBE", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(
-            json.dumps(measure(options.one[0], options.model, Path(options.one[1]), options.data, options.documents[0]))
-        )
+        side, file, kind = options.one
+        found_one = measure(side, options.model, Path(file), options.data, options.documents[0], kind == "cut")
+        print(json.dumps(found_one))
         return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder) / "probe.pt"
         with reproducible(0), torch.inference_mode():
             torch.save(list(fit_probe(load_encoder(options.model).network, options.data)), probe)
-        for documents in options.documents:
+        for kind, documents in [(kind, n) for kind in ("cut", "whole") for n in options.documents]:
             found: dict[str, list[dict[str, Any]]] = {}
             for _ in range(options.rounds):
                 for side in SIDES:
                     command = [sys.executable, __file__, "--model", str(options.model), "--data", str(options.data),
-                               "--documents", str(documents), "--one", side, str(probe)]  # fmt: skip
+                               "--documents", str(documents), "--one", side, str(probe), kind]  # fmt: skip
                     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                     found.setdefault(side, []).append(json.loads(out.splitlines()[-1]))
-            rows += summarise(found)
+            rows += [{"kind": kind, **row} for row in summarise(found, kind)]
     results = ROOT / "benchmarks/results/extract.json"
     results.parent.mkdir(exist_ok=True)
     written = {"machine": describe(), "threads": THREADS, "rounds": options.rounds, "rows": rows}
     results.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def summarise(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def summarise(found: dict[str, list[dict[str, Any]]], kind: str) -> list[dict[str, Any]]:
     """Medians of one size, printed; ratios are to the fastest pipeline of the same round."""
     rows: list[dict[str, Any]] = []
     best = [min(runs[i]["cpu_seconds"] for side, runs in found.items() if side.startswith("pipeline"))
@@ -251,7 +283,7 @@ def summarise(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             "same_spans": round(len(spans & reference) / max(1, len(spans | reference)), 4) if spans else None,
         }  # fmt: skip
         rows.append(row)
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        print(kind, "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return rows
 
 

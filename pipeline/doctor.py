@@ -174,7 +174,7 @@ def _data(params: Params, root: Path) -> Iterator[Finding]:
     )  # fmt: skip
     if unlisted:
         yield Finding("warn", "data", f"rankings that params.yaml does not list: {', '.join(unlisted)}",
-                      "the next check of `rank` removes them; add them to rank.systems or rank_policy.systems")  # fmt: skip
+                      "the next check of `rank` removes them; add them to rank(_policy).systems")  # fmt: skip
 
 
 def _checked(params: Params, root: Path) -> Iterator[Finding]:

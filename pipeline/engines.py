@@ -102,7 +102,8 @@ class Engine(Protocol):
 
         Raises:
             DataError: a prompt that does not fit the model.
-            SetupError: the engine cannot enforce a grammar; the server is gone.
+            SetupError: the engine cannot enforce a grammar.
+            TransientError: the server is gone.
         """
         ...
 
@@ -307,13 +308,7 @@ class _Chooser:
         only_NW = torch.full_like(logits_NW, -torch.inf)
         only_NW[:, min(self.sampling.stop)] = 0.0  # of rows that have ended; generate puts padding there
         for n, sample, token, drawn, own in zip(places, live, *chosen, strict=True):
-            sample.tokens.append(token)
-            sample.log_probs.append(drawn)
-            sample.model_log_probs.append(own)
-            if token in self.sampling.stop:
-                sample.finish = "stop"
-            elif len(sample.tokens) == self.sampling.max_new_tokens:
-                sample.finish = "length"
+            sample.take(token, drawn, own, self.sampling)
             only_NW[n] = -torch.inf
             only_NW[n, token] = 0.0
         return only_NW

@@ -154,6 +154,7 @@ class Policy(Section):
 
 
 class Sft(Section):
+    runs: Annotated[list[Literal["sft"]], Field(max_length=1)]
     settings: Annotated[list[Setting], Field(min_length=1), AfterValidator(_distinct)]
     instances: Count
     epochs: Count

@@ -307,10 +307,11 @@ class _Page:
         lines = []
         for candidate_id, head in self._heads.items():
             lines.append(head)
-            lines += map(self._event_line, events[candidate_id].values())
+            local_id = head.partition(":")[0]
+            lines += [f"{local_id} {self._event(acts)}" for acts in events[candidate_id].values()]
         return lines
 
-    def _event_line(self, acts: list[_Act]) -> str:
+    def _event(self, acts: list[_Act]) -> str:
         """`s1=E05,E03 S4 attack: attacker high`, as an answer would cite it; `E05,E03 ...` where no slot fits."""
         slots = f"{acts[0].slots}=" if acts[0].slots else ""
         handles = ",".join(self.naming.printed[handle.handle_id] for handle in acts[0].handles)

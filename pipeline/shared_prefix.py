@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,9 +32,6 @@ from torch import Tensor
 from pipeline.decoders import Decoder, Shape
 from pipeline.errors import DataError, ParamError
 from pipeline.mla import attend
-
-if TYPE_CHECKING:
-    pass
 
 NUCLEUS = 256
 """How many of the likeliest tokens top-p looks at before it sorts the vocabulary."""
@@ -99,6 +96,16 @@ class Sample:
     log_probs: list[float] = field(default_factory=list)
     model_log_probs: list[float] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
+
+    def take(self, token: int, log_prob: float, model_log_prob: float, sampling: Sampling) -> None:
+        """The next token, and whether it is the last."""
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+        self.model_log_probs.append(model_log_prob)
+        if token in sampling.stop:
+            self.finish = "stop"
+        elif len(self.tokens) == sampling.max_new_tokens:
+            self.finish = "length"
 
 
 Mask = Callable[[Tensor, Sequence[Sample]], Tensor]
@@ -322,13 +329,7 @@ def generate(
         flat_NW = logits_BGW.flatten(0, 1)
         chosen = choose(flat_NW if len(live) == len(rows) else flat_NW[places], live, draws, sampling, mask)
         for sample, token, drawn, own in zip(live, *chosen, strict=True):
-            sample.tokens.append(token)
-            sample.log_probs.append(drawn)
-            sample.model_log_probs.append(own)
-            if token in sampling.stop:
-                sample.finish = "stop"
-            elif len(sample.tokens) == sampling.max_new_tokens:
-                sample.finish = "length"
+            sample.take(token, drawn, own, sampling)
         if all(sample.finish for sample in live):
             return samples
         batch.shrink()

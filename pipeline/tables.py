@@ -244,8 +244,8 @@ _ALL = (
         _WINDOW, _INTENT, _c("rank", INT, "of the entry"), _CAND, _c("slot_id", STR, "slot it supports"), *_SPAN,
         _c("handle_id", STR, "as cited"), _c("sha256", STR, "of the document's text"),
     ), "window_id intent_id rank slot_id doc_id start end", "window_id intent_id rank slot_id doc_id start end"),
-    _table("rank/<system>/<setting>/generations", "What the system wrote, raw, every sample and attempt. A policy's ids "
-           "are those of its prompt: the naming follows from the seed of params.yaml and epoch 0 "
+    _table("rank/<system>/<setting>/generations", "What the system wrote, raw, every sample and attempt. A policy's "
+           "ids are those of its prompt: the naming follows from the seed of params.yaml and epoch 0 "
            "(`pipeline.naming.draw_names`), and a text is read again against the window as printed "
            "(`Prompter.render`).", (
         _WINDOW, _INTENT, _c("sample", INT, "index of the sample, from 0"),

@@ -144,10 +144,8 @@ def upstream_by_data(name: str) -> set[str]:
 
 
 def param_reads(stage: Stage) -> Iterator[str]:
-    """`section` or `section.key` for every `params.section.key` in the stages' code that the stage executes."""
+    """`section` or `section.key` for every `params.section.key` in the code that the stage executes."""
     for path in code_closure(stage.module, ROOT):
-        if not path.startswith("stages/"):
-            continue
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         inner = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
         for node in ast.walk(tree):

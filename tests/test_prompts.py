@@ -59,7 +59,8 @@ def prompter(budget: int = 10**6, count: Callable[[str], int] = words, specials:
 LABEL = r"[^ ,]+"
 ROLE = rf"{LABEL} (?:high|medium|low)"
 EVENT = re.compile(
-    rf"(?:s\d(?:/s\d)*=)?(?P<handles>E\d+(?:,E\d+)?) (?P<places>S\d+(?:,S\d+)?) (?P<type>{LABEL}): {ROLE}(?:, {ROLE})*"
+    rf"(?P<candidate>C\d+) (?:s\d(?:/s\d)*=)?(?P<handles>E\d+(?:,E\d+)?) (?P<places>S\d+(?:,S\d+)?) "
+    rf"(?P<type>{LABEL}): {ROLE}(?:, {ROLE})*"
 )
 MARK = re.compile(r"\{(E\d+)(\}| )|\}")
 
@@ -102,7 +103,8 @@ def read(prompt: Prompt) -> Material:
             material.roster[local_id] = []
             material.names.append(match[2])
         else:
-            assert EVENT.fullmatch(line) and local_id, line
+            event = EVENT.fullmatch(line)
+            assert event and event["candidate"] == local_id, line
             material.roster[local_id].append(line)
     # No sentences, or no roster, leave an empty line each.
     assert block.count("") == (not material.sentences) + (not material.roster)
@@ -171,13 +173,13 @@ def test_the_story_is_printed_as_expected() -> None:
         "S4 {E01 Ada} then {E07 attacked} the vault of {E09 Cay}.",
         "S5 {E03 Bob} {E04 raided} the old mill at night.",
         "C02: Ada",
-        "s2=E08,E02 S1 buy: buyer high",
-        "s1=E07,E01 S4 attack: attacker high",
+        "C02 s2=E08,E02 S1 buy: buyer high",
+        "C02 s1=E07,E01 S4 attack: attacker high",
         "C04: Bob",
-        "s1=E04,E03 S5 attack: attacker medium",
+        "C04 s1=E04,E03 S5 attack: attacker medium",
         "C03: Cay",
-        "s2=E05,E10 S2 buy: buyer high",
-        "s3=E07,E09 S4 attack: target high",
+        "C03 s2=E05,E10 S2 buy: buyer high",
+        "C03 s3=E07,E09 S4 attack: target high",
         "C01: Dot",
     ]
     assert "Question: Who attacked?\n" in prompt.text
@@ -225,7 +227,7 @@ def test_roles_of_one_event_and_mention_share_a_line_if_they_fit_the_same_slots(
     steps = [act("Ada", "attack", role, raided, ada, confidence=c) for role, c in (("attacker", 0.5), ("target", 0.19))]
     material = read(prompter().render(build_window([doc], ["Ada", "Bob"], steps, seed=7), ATTACK, 7))
     lines = next(lines for lines in material.roster.values() if lines)
-    assert [(line.split("=")[0], line.split(": ")[1]) for line in lines] == [
+    assert [(line.split("=")[0].split(" ")[1], line.split(": ")[1]) for line in lines] == [
         ("s1", "attacker high"),
         ("s3", "target low"),
     ]
@@ -243,7 +245,9 @@ def test_a_step_whose_trigger_is_its_mention_prints_one_handle() -> None:
     window = build_window([doc], ["a", "b"], [act("a", "attack", "self", raided, raided)])
     prompt = prompter().render(window, ATTACK, 7)
     check_prompt(prompt, window)
-    assert read(prompt).roster[prompt.window.candidates[0].local_id] == ["s3=E01 S1 attack: self high"]
+    assert read(prompt).roster[prompt.window.candidates[0].local_id] == [
+        f"{prompt.window.candidates[0].local_id} s3=E01 S1 attack: self high"
+    ]
 
 
 def test_spans_may_be_nested_and_a_crossing_one_is_marked_where_it_begins() -> None:

@@ -10,7 +10,7 @@ as they are made, so a run that was killed goes on with the next shard and write
 best_of_reward and crew share theirs, so that only the first of them generates. They stay there until the inputs change.
 How long it took is no part of the output; it is in data/.work/timing/<system>-<setting>.json.
 
-Reads the texts, `data/roster`, `data/trajectories`, `models/reward`, and `models/pretrain` or `models/sft`; writes
+Reads the texts, `data/roster`, `data/trajectories`, `models/reward`, and `models/sft` or `policy.base`; writes
 `data/rank/<system>/<setting>`. Every cell of the matrix is a process of its own: `dvc repro rank_policy@sft-closed`, or
 
     python -m stages.rank_policy sft closed
@@ -36,6 +36,7 @@ from pipeline.certificates import Limits
 from pipeline.engines import Sampling
 from pipeline.errors import ParamError
 from pipeline.params import Params, PolicySystem
+from pipeline.policies import load_base, load_policy
 from pipeline.prompts import Prompter
 from pipeline.rankings import OVER_BUDGET, Draft, RankingWriter, count_windows
 from pipeline.skeletons import MICRO, intents_from_table
@@ -46,6 +47,8 @@ from stages.rank_policy.systems import SYSTEMS, System, talk
 from stages.rank_policy.talks import Recorder, converse
 from stages.rank_policy.voices import open_voice
 from stages.reward.model import RewardModel
+
+SUPERVISED = Path("models/sft")
 
 SHARD = 8
 """Windows whose requests are led together, and at most so many are lost when a run is killed."""
@@ -58,7 +61,7 @@ def main(name: str, setting: str, params: Params, voice: Voice | None = None) ->
         name: of the system.
         setting: roster setting.
         params: of all stages.
-        voice: who is asked; by default the policy in the system's folder.
+        voice: who is asked; by default the system's policy.
 
     Raises:
         ParamError: unknown system or setting.
@@ -67,17 +70,19 @@ def main(name: str, setting: str, params: Params, voice: Voice | None = None) ->
     if setting not in tables.SETTINGS:
         raise ParamError(f"unknown roster setting {setting!r}", mend=f"one of {', '.join(tables.SETTINGS)}")
     began, counts = time.monotonic(), Counter[str]()
-    settings = params.rank_policy
     sampling = Sampling(temperature=0.0, seed=params.seed)
     if system.sampled:
-        sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=params.seed)
+        sampling = Sampling(
+            temperature=params.rank_policy.temperature, top_p=params.rank_policy.top_p, seed=params.seed
+        )  # fmt: skip
     intents = intents_from_table(tables.read("trajectories/skeletons"))
     model = RewardModel.load("models/reward")
     limits = Limits.of(params.verifier)
     accept, margin = (round(x * MICRO) for x in (params.verifier.accept, params.verifier.margin))
     with ExitStack() as stack:
         if voice is None:
-            voice = stack.enter_context(open_voice(system.model, settings))
+            policy = load_base(params.policy.base) if system.base else load_policy(files.check_complete(SUPERVISED))
+            voice = stack.enter_context(open_voice(policy, params.rank_policy.engine, params.rank_policy.url))
         prompter = Prompter.of(params, voice.engine.count, voice.specials)
         work = work_folder("samples" if system.sampled else name, setting, voice, sampling, params)
         writer = stack.enter_context(RankingWriter(name, setting))
@@ -87,8 +92,8 @@ def main(name: str, setting: str, params: Params, voice: Voice | None = None) ->
         while shard := list(islice(windows, SHARD)):
             questions = [
                 Question(
-                    window, intent, limits, accept, margin, model, prompter, voice, sampling, settings.samples,
-                    settings.retries,
+                    window, intent, limits, accept, margin, model, prompter, voice, sampling,
+                    params.rank_policy.samples, params.rank_policy.retries,
                 )
                 for window in shard for intent in intents
             ]  # fmt: skip

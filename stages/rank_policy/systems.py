@@ -10,7 +10,7 @@
 | best_of_rm | supervised | N samples under the grammar | the highest ranking utility by the reward model |
 | best_of_reward | supervised | the same samples | the highest gated reward |
 | crew | supervised | the same samples | the highest mean probability of ids and handles |
-| posthoc | supervised | a list of candidates, then certificates for that list, both greedy under a grammar | the latter |
+| posthoc | supervised | a list of candidates, then certificates for it, both greedy under a grammar | the latter |
 
 An answer that does not parse, or lists a candidate twice, is an empty list. Behind what was emitted the order goes on
 by the reward model. Where nothing can be cited, or the prompt does not fit, nothing is asked.
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pipeline import certificates
 from pipeline.certificates import REJECT_CODES
@@ -29,8 +28,6 @@ from pipeline.rankings import OVER_BUDGET
 from stages.rank_policy import forms, selection
 from stages.rank_policy.questions import NoRoomError, Question, Reading, Talk
 from stages.rank_policy.selection import Score
-
-BASE, SUPERVISED = Path("models/pretrain"), Path("models/sft")
 
 FEEDBACK = "Rejected: {code}, {meaning}. Write the whole line again."
 """What `retry` puts behind a rejected answer, on a line of its own; the last line of the prompt follows once more."""
@@ -137,17 +134,17 @@ class System:
 
     Args:
         talk: asks and answers.
-        model: folder of the policy.
+        base: whether the base policy is asked; else the supervised one.
         sampled: whether it draws samples; else greedy.
     """
 
     talk: Callable[[Question], Talk]
-    model: Path = SUPERVISED
+    base: bool = False
     sampled: bool = False
 
 
 SYSTEMS: dict[PolicySystem, System] = {
-    "zero_shot": System(free, BASE),
+    "zero_shot": System(free, base=True),
     "sft": System(free),
     "sft_grammar": System(constrained),
     "sft_json": System(json_form),

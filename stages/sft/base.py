@@ -63,8 +63,15 @@ def main(options: argparse.Namespace, params: Params) -> None:
 
 
 def shape(vocabulary: int) -> MLAConfig:
-    """Sizes of tiny-mla; latent and rotary widths are DeepSeek's."""
-    return MLAConfig(vocab_size=vocabulary, hidden_size=256, intermediate_size=512, qk_nope_head_dim=32, v_head_dim=32)
+    """Sizes of tiny-mla; latent and rotary widths are DeepSeek's.
+
+    Weights start with a spread of width^-0.5: at the customary 0.02, attention is all but uniform in a model this
+    narrow, and learns slowly.
+    """
+    return MLAConfig(
+        vocab_size=vocabulary, hidden_size=256, intermediate_size=512, qk_nope_head_dim=32, v_head_dim=32,
+        initializer_range=256**-0.5,
+    )  # fmt: skip
 
 
 def shown(prompter: Prompter, lesson: Lesson, seed: int) -> str:
@@ -104,10 +111,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("name", help="it is kept as models/fitted/NAME/policy")
     parser.add_argument("--windows", type=int, default=4000, help="generated, with the difficulty of ingest.sample")
     parser.add_argument("--instances", type=int, default=7000, help="about so many of them are taught")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[512, 1280], help="tokens of a prompt, per phase")
+    parser.add_argument(
+        "--budgets", type=int, nargs="+", default=[384, 768, 1280], help="tokens of a prompt, per phase"
+    )
     parser.add_argument("--epochs", type=int, default=1, help="passes per phase")
     parser.add_argument("--batch", type=int, default=4, help="instances per step")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--prompt-weight", type=float, default=0.2, help="of a prompt's token in the loss")
     parser.add_argument("--vocabulary", type=int, default=4096)
     return parser.parse_args(arguments)

@@ -54,8 +54,9 @@ class Settings:
         epochs: passes over the lessons, under fresh names each time.
         batch: examples per step.
         rate: peak learning rate.
-        row: tokens of a packed row, about.
-        rows: rows that go through the model at once; more are accumulated.
+        row: tokens of a packed row; 0 is the longest example of the batch, which is fastest for batches of similar
+            lengths, because attention is computed over the whole row.
+        tokens: that go through the model at once, about; more are accumulated.
         prompt_weight: what predicting a token of the prompt counts, against 1 for a token of the answer.
         checkpoint: steps between checkpoints.
         patience: epochs without a better judgement after which training stops; 0 never stops.
@@ -65,8 +66,8 @@ class Settings:
     epochs: int
     batch: int
     rate: float
-    row: int = 1024
-    rows: int = 4
+    row: int = 0
+    tokens: int = 4096
     prompt_weight: float = 0.0
     checkpoint: int = 100
     patience: int = 0
@@ -186,14 +187,15 @@ class Training:
 
     def _step(self, batch: Sequence[Example], rate: float) -> dict[str, float]:
         """One update; the loss is the mean over all weighted tokens of the batch, however it is laid out."""
-        rows = plan_rows([len(e) for e in batch], self.settings.row)
+        most = self.settings.row or max(map(len, batch))
+        rows, at_once = plan_rows([len(e) for e in batch], most), max(1, self.settings.tokens // most)
         answers = sum(len(e) - e.prompt for e in batch)
         prompts = sum(e.prompt - 1 for e in batch)
         whole = answers + self.settings.prompt_weight * prompts
         self.optimiser.zero_grad()
         told = read = 0.0
-        for i in range(0, len(rows), self.settings.rows):
-            packed = pack(batch, rows[i : i + self.settings.rows])
+        for i in range(0, len(rows), at_once):
+            packed = pack(batch, rows[i : i + at_once])
             labels_BT = packed.labels_BT
             if not self.settings.prompt_weight:
                 labels_BT = labels_BT.masked_fill(~packed.answer_BT, -100)
@@ -208,8 +210,8 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
-        row = {"loss": told / answers, "rate": rate, "gradient": norm}
-        return {**row, "prompt_loss": read / prompts} if self.settings.prompt_weight else row
+        figures = {"loss": told / answers, "rate": rate, "gradient": norm}
+        return {**figures, "prompt_loss": read / prompts} if self.settings.prompt_weight else figures
 
     def _judged(self, epoch: int) -> bool:
         """Judge after an epoch and keep the best weights; whether training should stop."""
