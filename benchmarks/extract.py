@@ -144,7 +144,7 @@ def run_everything(model: EncoderExtractor, frames: Frames) -> Spans:
 
 
 def build_pipeline(network: Network, probe: tuple[torch.Tensor, torch.Tensor], batch: int, cut: bool) -> Any:
-    """transformers' own pipeline around the same weights, in float32 as it comes; for whole documents it needs groups."""
+    """transformers' own pipeline around the same weights, in float32; for whole documents it must give groups."""
     from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedTokenizerFast, pipeline
 
     backbone = network.backbone
