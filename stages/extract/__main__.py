@@ -13,6 +13,7 @@ where it stopped and gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import sys
 from collections import Counter
@@ -38,9 +39,19 @@ from stages.extract.portions import portions
 
 MODEL = Path("models/extract")
 FITTED = Path("models/fitted")
+FLOORS = r"Floors: events [\d.]+, mentions [\d.]+, roles [\d.]+\."
+"""The line of a model card that adopting a model changes."""
+ADOPTED = """
+## Adopted
+
+Taken from models/fitted/{name}, where it was fitted on another corpus: what this card and the audit say of scores on
+the train and tune splits is about that corpus.
+"""
 NO_FOLDS = "a half of the train windows holds no event: no cross-fitting"
 OUTPUTS = ("mentions", "events", "arguments", "relations")
 LIMITS = "limits.json"
+TRAINING = files.WORK / "extract_fit"
+"""Checkpoints of the encoder's training."""
 Frames = dict[str, pl.DataFrame]
 
 
@@ -52,6 +63,8 @@ def main(params: Params) -> None:
     else:
         fit(params, floors)
     apply(load_extractor(MODEL), portions())
+    # Only now: a process that is killed while reading must not train again.
+    shutil.rmtree(TRAINING, ignore_errors=True)
 
 
 # ---- the model -----------------------------------------------------------------------------------------------------
@@ -71,7 +84,9 @@ def adopt(name: str, floors: Floors) -> None:
     model = load_extractor(kept).with_floors(floors)
     with files.publish_directory(MODEL) as folder:
         save_extractor(folder, model)
-        shutil.copyfile(kept / "README.md", folder / "README.md")
+        card = (kept / "README.md").read_text(encoding="utf-8")
+        own = f"Floors: events {floors.trigger}, mentions {floors.mention}, roles {floors.role}."
+        files.write_text(folder / "README.md", f"{re.sub(FLOORS, own, card)}{ADOPTED.format(name=name)}")
 
 
 def fit(params: Params, floors: Floors) -> None:
@@ -125,7 +140,6 @@ def fit_encoder(data: Annotated, held_out: Annotated, floors: Floors, params: Pa
     from stages.extract.encoder import card, fit
     from stages.extract.encoder.model import EncoderExtractor
 
-    work = files.WORK / "extract_fit"
     parts = {"whole": data}
     if params.extract.cross_fit:
         parts |= {str(fold): data.without(fold) for fold in FOLDS}
@@ -137,14 +151,15 @@ def fit_encoder(data: Annotated, held_out: Annotated, floors: Floors, params: Pa
     for name, part in parts.items():
         if len(parts) > 1:
             say(f"model {len(models) + 1} of {len(parts)}: " + (name if name == "whole" else f"reads half {name}"))
-        model, score = fit.fit_encoder(part, held_out, floors, params.extract.encoder, params.seed, work / name, say)
+        model, score = fit.fit_encoder(
+            part, held_out, floors, params.extract.encoder, params.seed, TRAINING / name, say
+        )
         models.append(model)
         scores.append(score)
     published = CrossFitted(models[0], tuple(models[1:]), read_by(data)) if len(models) > 1 else models[0]
     with files.publish_directory(MODEL) as folder:
         save_extractor(folder, published)
         card.write_card(folder / "README.md", models[0], data, held_out, scores[0], len(models) - 1)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 FIT = {"linear": fit_linear, "encoder": fit_encoder}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from stages.extract.encoder.geometry import GAPS, PLACES, RIVALS, list_near, lis
 from stages.extract.encoder.heads import Spans, Tokens
 from stages.extract.encoder.model import EncoderExtractor
 from stages.extract.encoder.network import find_base, load_backbone, load_tokenizer
-from stages.extract.encoder.step import role_shares
+from stages.extract.encoder.step import link_targets, role_shares
 from stages.extract.encoder.storage import load_encoder, save_encoder
 from stages.extract.encoder.targets import Placed, learn_labels, read_goal
 from stages.extract.encoder.train import plan, rate_at
@@ -218,7 +219,8 @@ def test_settings_leave_room_between_the_contexts() -> None:
 
 def test_near_pairs_against_a_plain_loop() -> None:
     draw = np.random.default_rng(3)
-    sentence = np.sort(draw.integers(0, 30, 200)) * draw.integers(1, 2)
+    sentence = np.sort(draw.integers(0, 30, 200))
+    sentence[120:] += 16  # another text begins
     e = np.sort(draw.choice(200, 15, replace=False))
     m = np.sort(draw.choice(198, 25, replace=False))
     near = list_near(sentence, e, e, m, m + 1, 1)
@@ -267,6 +269,33 @@ def test_goal_holds_the_annotation() -> None:
     assert (share.argmax(axis=1) == 1 + goal.role_A[:, 2]).all()
     none, right = role_shares(goal, goal.role_A[:, 0], np.full(len(goal.role_A), -1), 4)
     assert (right, none[:, 0].min()) == (0, 1.0)
+
+
+def test_relations_hold_between_all_mentions_of_two_chains_and_beside_each_other() -> None:
+    data = corpus(2, 7)
+    events = data.gold["events"]
+    window = events["window_id"][0]
+    one, two, three = events.filter(pl.col("window_id") == window)["event_id"].to_list()[:3]
+    chained = events.with_columns(
+        chain_id=pl.when(pl.col("event_id") == two).then(pl.lit(one)).otherwise(pl.col("event_id"))
+    )
+    row = {"window_id": window, "head_event_id": one, "tail_event_id": three}
+    relations = tables.table("ingest/gold/<split>/relations").frame(
+        [{**row, "type": "BEFORE"}, {**row, "type": "CAUSE"}]
+    )
+    text = read_text(data.documents, data.sentences)
+    gold = Placed.of(text, {**data.gold, "events": chained, "relations": relations})
+    labels = learn_labels(text, gold)
+    assert labels.links == ("BEFORE", "CAUSE")
+    goal = read_goal(text, labels, gold)
+    spans = {e: (s, t) for e, s, t in gold.events.select("event_id", "first", "last").iter_rows()}
+    triggers = list(zip(goal.trigger_first.tolist(), goal.trigger_last.tolist(), strict=True))
+    a, b, c = (triggers.index(spans[e]) for e in (one, two, three))
+    heads, tails = np.array([a, b, c, a, b]), np.array([c, c, a, b, a])
+    assert link_targets(goal, heads, tails, 2).tolist() == [
+        [True, True, False, False], [True, True, False, False],  # both mentions of the chain, both relations
+        [False, False, True, True], [False] * 4, [False] * 4,  # told the other way round; none within the chain
+    ]  # fmt: skip
 
 
 def test_only_annotated_sentences_are_negatives() -> None:
@@ -318,8 +347,11 @@ def test_a_span_that_a_cut_divides_is_no_target(base: Path, tmp_path: Path) -> N
     labelled = [{**own, "sentence": 0}, {**own, "sentence": 1}]
     gold["labelled"] = tables.table("ingest/gold/<split>/labelled").frame(labelled)
     made = Annotated(documents, SENTENCES.frame(rows), gold)
-    model, _ = fit_encoder(made, corpus(1, 2), FLOORS, options(base, epochs=1, chunk=34), 1, tmp_path, print)
+    said: list[str] = []
+    model, _ = fit_encoder(made, corpus(1, 2), FLOORS, options(base, epochs=1, chunk=34), 1, tmp_path, said.append)
     assert model.network.labels.kinds == ("fight.attack",)
+    losses = [float(x) for line in said for x in re.findall(r"trigger ([\d.]+)", line)]
+    assert losses and max(losses) < 100, "an impossible target would cost thousands"
 
 
 def test_rate_rises_and_falls() -> None:
@@ -613,6 +645,26 @@ def test_the_stage_fits_halves_and_reads_with_them(base: Path, ingested: Path, m
     shutil.rmtree("data/extract")
     stage.main(encoder_params(base))
     assert contents(str(stage.MODEL), "data/extract") == before
+
+
+def test_a_kill_while_reading_trains_nothing_again(base: Path, ingested: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "read_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage.main(encoder_params(base))
+    taken: list[int] = []
+
+    def counted(*arguments: Any) -> int:
+        taken.append(training.train(*arguments))
+        return taken[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder_fit, "train", counted)
+        stage.main(encoder_params(base))
+    assert taken == [0, 0, 0] and not Path("data/.work/extract_fit").exists()
 
 
 def test_the_stage_without_cross_fitting_fits_one_model(base: Path, ingested: Path) -> None:

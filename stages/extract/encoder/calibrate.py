@@ -105,7 +105,9 @@ def role_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Ev
     p_role = normalise(pairs.log_p / model.temperatures.role)[:, 1:]
     first, _ = text.locate(pairs.events["doc_id"].to_list(), pairs.events["start"].to_numpy(),
                            pairs.events["end"].to_numpy())  # fmt: skip
-    taught = goal.events_T[first][pairs.event_Q] if len(first) else np.zeros(0, dtype=bool)
+    # Where no mention is annotated, no argument is: nothing there is right or wrong.
+    known_T = goal.events_T & goal.mentions_T
+    taught = known_T[first][pairs.event_Q] if len(first) else np.zeros(0, dtype=bool)
     pair, role = np.nonzero((p_role >= WORTH) & taught[:, None])
     gold_roles = _gold_roles(model, text, goal, pairs.events, pairs.mentions)
     rows = zip(pairs.event_Q[pair].tolist(), pairs.mention_Q[pair].tolist(), role.tolist(), strict=True)
@@ -164,9 +166,10 @@ def _temperatures(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Te
             ones, others, scores = network.links(
                 analysis.shard, goal.trigger_first[spans_G], goal.trigger_last[spans_G]
             )
-            link = fit_temperature(
-                scores, link_targets(goal, spans_G[ones], spans_G[others], len(network.labels.links))
-            )
+            held = link_targets(goal, spans_G[ones], spans_G[others], len(network.labels.links))
+            # Log-odds are the scores of two classes, one of them 0.
+            both = np.stack([np.zeros(scores.size), scores.ravel()], axis=1)
+            link = fit_temperature(both, held.ravel().astype(np.int64))
     return Temperatures(kind, role, link)
 
 

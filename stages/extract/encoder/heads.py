@@ -152,16 +152,17 @@ class Roles(nn.Module):
 
 
 class Links(nn.Module):
-    """Relation between two triggers, the first told first."""
+    """Relations between two triggers, the first told first; each is judged on its own."""
 
     def __init__(self, size: int, links: int) -> None:
         super().__init__()
         self.joined = Joined(size, LINK)
         self.dropout = nn.Dropout(DROPOUT)
-        self.out = nn.Linear(LINK, 1 + 2 * links)
+        self.out = nn.Linear(LINK, 2 * links)
+        nn.init.constant_(self.out.bias, -3.0)  # most pairs bear none
 
     def forward(self, tokens: Tokens, trigger_GV: Tensor, near: Near) -> Tensor:
-        """[Q, 1 + 2 L] scores: none, relations of the first to the second, of the second to the first."""
+        """[Q, 2 L] log-odds of the relations of the first to the second, then of the second to the first."""
         return self.out(self.dropout(self.joined(tokens, trigger_GV, trigger_GV, near)))  # type: ignore[no-any-return]
 
 
@@ -215,6 +216,6 @@ class Heads(nn.Module):
         return torch.log_softmax(scores.masked_fill(~allowed, FORBIDDEN), dim=-1)
 
     def link_scores(self, tokens: Tokens, first_G: Ints, last_G: Ints, near: Near) -> Tensor:
-        """[Q, 1 + 2 L] scores of pairs of triggers."""
+        """[Q, 2 L] log-odds of the relations of pairs of triggers."""
         assert self.links is not None
         return self.links(tokens, self.trigger_vectors(tokens, first_G, last_G), near)  # type: ignore[no-any-return]

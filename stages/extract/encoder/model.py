@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 import torch
+from scipy import special
 
 from pipeline import tables
 from stages.extract import chains, ordering
@@ -24,11 +25,14 @@ from stages.extract.encoder.train import reproducible
 from stages.extract.hashing import Floats, Ints
 from stages.extract.linear import Floors
 from stages.extract.rows import frame_spans, shape
-from stages.extract.softmax import Calibration, normalise
+from stages.extract.softmax import Calibration, Mask, normalise
 from stages.extract.tokens import Text
 
 LINKED = 0.5
 """BEFORE relations from this confidence on order the events of a window."""
+RELATED = 0.3
+"""Triggers from this confidence on are related to each other: the few nearest are asked about, so the unlikely ones
+must not take their places. Training knows gold triggers only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +147,14 @@ class EncoderExtractor:
         found = np.unique(span)
         place = np.searchsorted(found, span)
         first, last = analysis.first[found], analysis.last[found]
-        edges = self.links(analysis, first, last)
+        edges = self.links(analysis, first, last, p[found].max(axis=1) >= RELATED)
         before = ordering.before_edges(text, first, last)
-        before += [(a, b, c) for a, b, name, c in edges if name == "BEFORE" and c >= LINKED]
+        before += [(a, b, c) for a, b, name, c in edges if name == "BEFORE"]
+        sure = [edge for edge in before if edge[2] >= LINKED]
         frame = frame_spans(text, first[place], last[place]).with_columns(
             type=pl.Series([self.network.labels.kinds[k] for k in kind], dtype=pl.String),
             confidence=pl.Series(p[span, kind], dtype=pl.Float64),
-            order=pl.Series(ordering.rank(text, first, before)[place], dtype=pl.Int64),
+            order=pl.Series(ordering.rank(text, first, sure)[place], dtype=pl.Int64),
         )
         frame = frame.with_columns(event_id=pl.concat_str("mention_id", pl.lit("/"), "type")).drop("mention_id")
         frame = frame.with_columns(chain_id=chains.link(frame))
@@ -160,20 +165,24 @@ class EncoderExtractor:
                 relations.append(ordering.relations(frame, place, own).with_columns(type=pl.lit(name)))
         return shape(frame, "extract/events"), shape(pl.concat(relations), "extract/relations")
 
-    def links(self, analysis: Analysis, first: Ints, last: Ints) -> list[tuple[int, int, str, float]]:
-        """Relations between trigger spans that the relation head finds: head, tail, type, confidence."""
+    def links(self, analysis: Analysis, first: Ints, last: Ints, likely: Mask) -> list[tuple[int, int, str, float]]:
+        """Relations between likely trigger spans, down to the floor of roles: head, tail, type, confidence.
+
+        The confidence is that of the relation, given that both events are right.
+        """
         network = self.network
         if network.heads.links is None:
             return []
+        own = np.flatnonzero(likely)
         with reproducible(0), torch.inference_mode():
-            ones, others, scores = network.links(analysis.shard, first, last)
-        p = normalise(scores / self.temperatures.link)
+            ones, others, scores = network.links(analysis.shard, first[own], last[own])
+        p = special.expit(scores / self.temperatures.link)
         n = len(network.labels.links)
         out = []
-        for q, column in zip(*(axis.tolist() for axis in np.nonzero(p[:, 1:] >= self.floors.role)), strict=True):
-            pair = int(ones[q]), int(others[q])
+        for q, column in zip(*(axis.tolist() for axis in np.nonzero(p >= self.floors.role)), strict=True):
+            pair = int(own[ones[q]]), int(own[others[q]])
             head, tail = pair if column < n else pair[::-1]
-            out.append((head, tail, network.labels.links[column % n], round(float(p[q, 1 + column]), 6)))
+            out.append((head, tail, network.labels.links[column % n], round(float(p[q, column]), 6)))
         return out
 
     def mentions(self, analysis: Analysis) -> pl.DataFrame:

@@ -177,7 +177,7 @@ class Network:
                     yield index, low, near, part, people
 
     def links(self, shard: Shard, first: Ints, last: Ints) -> tuple[Ints, Ints, Floats]:
-        """Relations of each trigger with the few told after it: indices of both, and scores [Q, 1 + 2 L]."""
+        """Relations of each trigger with the few told after it: indices of both, and log-odds [Q, 2 L]."""
         ones, others, scores = [], [], []
         for index, low, own in self.blocks_of(shard, first):
             high = shard.blocks[index].high
@@ -188,7 +188,7 @@ class Network:
                 others.append(near.mention_Q + own.start)
                 scores.append(found.double().numpy())
         if not ones:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 1 + 2 * len(self.labels.links)))
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2 * len(self.labels.links)))
         return np.concatenate(ones), np.concatenate(others), np.concatenate(scores)
 
     def blocks_of(self, shard: Shard, first: Ints) -> Iterator[tuple[int, int, slice]]:

@@ -102,7 +102,7 @@ def losses(heads: Heads, hidden_ND: Tensor, batch: Batch, lesson: Lesson) -> dic
     triggers, row = view.place(goal.trigger_first, goal.trigger_last)
     last = row + goal.trigger_last[triggers] - goal.trigger_first[triggers]
     log_p = heads.triggers(x, view.room_N)
-    out["trigger"] = _span_loss(log_p, row, last, view.core_N & goal.events_T[token])
+    out["trigger"] = _span_loss(log_p, row, last, view.core_N & goal.events_T[token], view.room_N.numpy())
     if len(triggers):
         vectors = heads.trigger_vectors(x, row, last)
         share = torch.from_numpy(goal.kind_GK[triggers]).to(vectors.dtype)
@@ -115,7 +115,7 @@ def losses(heads: Heads, hidden_ND: Tensor, batch: Batch, lesson: Lesson) -> dic
     mentions, row = view.place(goal.mention_first, goal.mention_last)
     last = row + goal.mention_last[mentions] - goal.mention_first[mentions]
     log_p = heads.mentions(x, view.room_N)
-    out["mention"] = _span_loss(log_p, row, last, view.core_N & goal.mentions_T[token])
+    out["mention"] = _span_loss(log_p, row, last, view.core_N & goal.mentions_T[token], view.room_N.numpy())
     sort = goal.mention_sort[mentions]
     if heads.sort is not None and (sort >= 0).any():
         scores = heads.sort(heads.mention_vectors(x, row[sort >= 0], last[sort >= 0]))
@@ -125,9 +125,11 @@ def losses(heads: Heads, hidden_ND: Tensor, batch: Batch, lesson: Lesson) -> dic
     return out
 
 
-def _span_loss(log_p: Tensor, first: Ints, last: Ints, taught: NDArray[np.bool_]) -> Tensor:
+def _span_loss(log_p: Tensor, first: Ints, last: Ints, taught: NDArray[np.bool_], room: Ints) -> Tensor:
+    """Negative log-likelihood per gold span; tokens where a span begins that does not fit are left out."""
     target = np.zeros(len(taught), dtype=np.int64)
     target[first] = last - first + 1
+    taught = taught & (target <= room)
     where = torch.from_numpy(np.flatnonzero(taught))
     return -log_p[where, torch.from_numpy(target)[where]].sum() / max(int((target[taught] > 0).sum()), 1)
 
@@ -195,18 +197,24 @@ def _link_loss(heads: Heads, view: View, triggers: Ints, first: Ints, last: Ints
         return {}
     target = link_targets(goal, triggers[near.event_Q], triggers[near.mention_Q], len(lesson.labels.links))
     scores = heads.link_scores(view.tokens, first, last, near)
-    loss = functional.cross_entropy(scores, torch.from_numpy(target), reduction="sum")
-    return {"relation": loss / max(int((target > 0).sum()), 1)}
+    odds = torch.from_numpy(target).to(scores.dtype)
+    loss = functional.binary_cross_entropy_with_logits(scores, odds, reduction="sum")
+    return {"relation": loss / max(int(target.sum()), 1)}
 
 
-def link_targets(goal: Goal, head_Q: Ints, tail_Q: Ints, links: int) -> Ints:
-    """Class of every pair of triggers: 0 none, 1 + r the first bears relation r to the second, 1 + L + r vice versa."""
+def link_targets(goal: Goal, head_Q: Ints, tail_Q: Ints, links: int) -> NDArray[np.bool_]:
+    """[Q, 2 L] which relations hold in pairs of triggers: r where the first bears it to the second, L + r vice versa.
+
+    Relations are independent of each other: what causes another event also comes before it.
+    """
     triggers = zip(goal.trigger_first.tolist(), goal.trigger_last.tolist(), strict=True)
     span_of = {span: g for g, span in enumerate(triggers)}
     spans = [span_of[span] for span in zip(goal.event_first.tolist(), goal.event_last.tolist(), strict=True)]
-    known: dict[tuple[int, int], int] = {}
+    known: dict[tuple[int, int], set[int]] = {}
     for head, tail, link in goal.link_L.tolist():
-        known[spans[head], spans[tail]] = 1 + link
-        known.setdefault((spans[tail], spans[head]), 1 + links + link)
-    pairs = zip(head_Q.tolist(), tail_Q.tolist(), strict=True)
-    return np.array([known.get(pair, 0) for pair in pairs], dtype=np.int64)
+        known.setdefault((spans[head], spans[tail]), set()).add(link)
+        known.setdefault((spans[tail], spans[head]), set()).add(links + link)
+    out = np.zeros((len(head_Q), 2 * links), dtype=bool)
+    for q, pair in enumerate(zip(head_Q.tolist(), tail_Q.tolist(), strict=True)):
+        out[q, sorted(known.get(pair, ()))] = True
+    return out

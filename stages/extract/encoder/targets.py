@@ -108,7 +108,7 @@ class Placed:
         tail = mentions.select("mention_id", m_first="first", m_last="last")
         arguments = gold["arguments"].join(head, on="event_id", maintain_order="left")
         arguments = arguments.join(tail, on="mention_id", maintain_order="left")
-        relations = gold["relations"]
+        relations = _chained(gold["relations"], gold["events"])
         for end in ("head", "tail"):
             own = {f"{end}_first": "first", f"{end}_last": "last", f"{end}_kind": "type"}
             relations = relations.join(
@@ -117,6 +117,23 @@ class Placed:
             )  # fmt: skip
         labelled = gold["labelled"].join(documents, on="doc_id", how="semi", maintain_order="left")
         return cls(events, mentions, arguments, relations, labelled)
+
+
+def _chained(relations: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Relations between all mentions of two coreference chains: annotation names one mention of each (the official
+    scorer of MAVEN-ERE expands them, too). Those within a chain are left out."""
+    chains = events.select("event_id", "chain_id")
+    for end in ("head", "tail"):
+        relations = relations.join(
+            chains.rename({"event_id": f"{end}_event_id", "chain_id": f"{end}_chain"}),
+            on=f"{end}_event_id",
+            maintain_order="left",
+        ).drop(f"{end}_event_id")
+        relations = relations.join(
+            chains.rename({"event_id": f"{end}_event_id", "chain_id": f"{end}_chain"}), on=f"{end}_chain",
+            maintain_order="left",
+        )  # fmt: skip
+    return relations.filter(pl.col("head_chain") != pl.col("tail_chain")).drop("head_chain", "tail_chain")
 
 
 def _place(text: Text, frame: pl.DataFrame) -> pl.DataFrame:

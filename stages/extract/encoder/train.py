@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.files import check_complete, publish_directory, read_json, write_json
+from pipeline.graph import code_closure
 from pipeline.params import Encoder
 from pipeline.windows import stable_seed
 from stages.extract.encoder.chunks import Chunk, Pieces, bucket
@@ -31,6 +32,7 @@ from stages.extract.encoder.heads import Heads
 from stages.extract.encoder.network import Backbone, Special, lay_out, pool
 from stages.extract.encoder.step import Lesson, losses
 
+ROOT = Path(__file__).resolve().parents[3]
 THREADS = 2
 """Fixed: sums depend on how work is split."""
 POOL = 128
@@ -146,10 +148,13 @@ def train(
         [{"params": tuned}, {"params": list(heads.parameters())}], lr=0.0, weight_decay=DECAY, betas=(0.9, 0.98),
         fused=True,
     )  # fmt: skip
-    key = _key(trained, course, settings, seed, batches)
+    key = _key(backbone, trained, course, settings, seed, batches)
     begin = _resume(work / "checkpoint", key, trained, optimiser)
     if begin:
         say(f"going on from step {begin} of {len(batches)}")
+    if begin == len(batches):
+        model.eval()
+        return 0
     frozen = Frozen(backbone, course, 4 * settings.batch)
     model.train()
     seen: dict[str, list[float]] = {}
@@ -185,10 +190,20 @@ def train(
 
 
 def _key(
-    trained: dict[str, nn.Parameter], course: Course, settings: Encoder, seed: int, batches: list[list[int]]
+    backbone: Backbone,
+    trained: dict[str, nn.Parameter],
+    course: Course,
+    settings: Encoder,
+    seed: int,
+    batches: list[list[int]],
 ) -> str:
-    """Identifies a training: start weights, pieces, targets, batches, settings, seed."""
+    """Identifies a training: code, weights (frozen ones included), pieces, targets, batches, settings, seed."""
     digest = hashlib.sha256(f"{settings.model_dump_json()}|{seed}|{course.lesson.labels}|{batches}".encode())
+    for path in code_closure("stages.extract", ROOT):
+        digest.update((ROOT / path).read_bytes())
+    for buffer in (backbone.embeddings, backbone.frozen):
+        for parameter in buffer.state_dict().values():
+            digest.update(parameter.numpy().tobytes())
     for name, parameter in trained.items():
         digest.update(name.encode())
         digest.update(parameter.detach().numpy().tobytes())
