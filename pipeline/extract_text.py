@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 from ruamel.yaml import YAML
 
-from pipeline import files
+from pipeline import files, tables
 from pipeline.errors import CertrankError, DataError, ParamError, TransientError
 from pipeline.extracted import SETTING, SYSTEM, Extraction
 from pipeline.fitted import MODELS
@@ -36,6 +36,8 @@ from pipeline.skeletons import Intent, load_intents
 FITTED = Path("models/fitted")
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = "extract.json"
+READ_BY = "folds/read_by.json"
+"""Within an extractor: the texts that it was fitted on, by their sha256 (stages/extract/models.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +221,11 @@ def run(
     own = derive(params, model, reward, request.top)
     with (workspace / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump(own.model_dump(by_alias=True), file)
-    for name, kind in ((model, "extract"), (reward, "reward")):
-        if name is not None:
-            link = workspace / FITTED / name / kind
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((FITTED / name / kind).resolve(), target_is_directory=True)
-    stages = ["ingest", "extract", "roster", "trajectories"]
+    run_stage("ingest", workspace, corpus.origin)
+    link_extractor(model, workspace)
+    if reward is not None:
+        _link(Path(reward) / "reward", workspace)
+    stages = ["extract", "roster", "trajectories"]
     for stage in stages if reward is None else [*stages, "reward", f"rank {SYSTEM} {SETTING}"]:
         run_stage(stage, workspace, corpus.origin)
     shutil.rmtree(workspace / "models")  # links, and copies of what is kept in the repository
@@ -232,6 +233,31 @@ def run(
     record = {"model": model, "reward": reward, "intents": str(request.intents), "documents": corpus.file_of}
     files.write_json(workspace / RECORD, record)
     return Extraction(workspace, own, intents, model, reward, notes, corpus.file_of)
+
+
+def link_extractor(name: str, workspace: Path) -> None:
+    """Put the kept extractor into a workspace whose texts are ingested.
+
+    The models of its folds read nothing but texts that it was fitted on (stages/extract/folds.py). Where there is none
+    of these, they stay away: every stage that reads texts would load three models to use one.
+    """
+    kept = FITTED / name / "extract"
+    fitted_on = files.read_json(kept / READ_BY) if (kept / READ_BY).is_file() else {}
+    texts = tables.Reader("ingest/documents", workspace / "data").batches(columns=["sha256"])
+    if not isinstance(fitted_on, dict) or any(digest in fitted_on for batch in texts for digest in batch["sha256"]):
+        # A map that is broken is for the stage to refuse.
+        _link(Path(name) / "extract", workspace)
+        return
+    with files.publish_directory(workspace / kept) as folder:
+        for file in kept.iterdir():
+            if file.is_file() and file.name != files.COMPLETE:
+                (folder / file.name).symlink_to(file.resolve())
+
+
+def _link(model: Path, workspace: Path) -> None:
+    link = workspace / FITTED / model
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to((FITTED / model).resolve(), target_is_directory=True)
 
 
 def _window_name(inputs: Sequence[Path]) -> str:

@@ -13,14 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import extract_text, fitted, plain_text, tables
+from pipeline import extract_text, files, fitted, plain_text, tables
 from pipeline.errors import CertrankError, DataError, ParamError
 from pipeline.extract_text import known_types, too_few
 from pipeline.params import Params, load_params
 from pipeline.plain_text import MAX_SENTENCE, cut, find_inputs, write_corpus
 from pipeline.skeletons import load_intents
-from pipeline.spans import Span, parse_citation
+from pipeline.spans import Span, parse_citation, sha256_text
 from stages.extract.__main__ import main as extract
+from stages.extract.encoder.model import EncoderExtractor
+from stages.extract.folds import CrossFitted
+from stages.extract.models import load_extractor, save_extractor
 from stages.ingest.__main__ import main as ingest
 from stages.reference.__main__ import main as reference
 from stages.reward.__main__ import main as reward
@@ -28,10 +31,22 @@ from stages.roster.__main__ import main as roster
 from stages.trajectories.__main__ import main as trajectories
 from tests.conftest import Run
 from tests.stages.extracting import params
+from tests.stages.test_encoder import base  # noqa: F401 - a fixture
+from tests.stages.test_encoder import corpus as annotated
+from tests.stages.test_encoder import fit as fit_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 INTENTS = ("--intents", "intents/sample")
 ENDLESS = "Ann bribed Bob and then " * 120
+FIGHTS = """\
+id: fights
+version: 1
+title: Who attacked whom, and who paid?
+slots:
+  - {id: s1, types: [money.pay], roles: [payer], weight: 0.4}
+  - {id: s2, types: [fight.attack], roles: [attacker], weight: 0.6, required: true, climax: true}
+"""
+ODD = "\N{SLIGHTLY SMILING FACE} Cafe\N{COMBINING ACUTE ACCENT} \u4e2d\u56fd \u0130 \U0001f469\u200d\U0001f467.\r\n\r\n"
 ANNOTATION = {"split": "train", "events": [{"id": "e", "start": 0, "end": 3, "type": "x"}]}
 
 
@@ -57,6 +72,18 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "\r\n\r\n".join(["\N{SLIGHTLY SMILING FACE} Cafe\N{COMBINING ACUTE ACCENT}.", *texts])
         (root / f"{name}.txt").write_bytes(text.encode("utf-8-sig" if name == "first" else "utf-8"))
     return root
+
+
+@pytest.fixture(scope="module")
+def deep(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A cross-fitted encoder as `certrank models keep` keeps it: two layers, eight names, two verbs."""
+    root = tmp_path_factory.mktemp("deep")
+    half = fit_tiny(base, root / "work", epochs=1)
+    known = {sha256_text(text): 0 for text in annotated(12, 1).documents["text"]}
+    with files.publish_directory(root / "extract") as folder:
+        save_extractor(folder, CrossFitted(fit_tiny(base, root / "work", epochs=20), (half, half), known))
+        files.write_text(folder / "README.md", "A tiny encoder.\n")
+    return root / "extract"
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +146,67 @@ def test_plain_text_becomes_a_certified_ranking(run: Run) -> None:
     assert not Path("data").exists()
     again = json.loads(run("extract", "first.txt", "second.txt", *INTENTS, "--json")[1])
     assert again == {**answer, "out": None}
+
+
+def test_an_encoder_reads_plain_text(run: Run, deep: Path) -> None:
+    shutil.copytree(deep, "models/fitted/deep/extract")
+    Path("fights.yaml").write_text(FIGHTS, encoding="utf-8")
+    tale = ODD + ODD.join(annotated(3, 77).documents["text"])
+    Path("tale.txt").write_bytes(tale.encode("utf-8-sig"))
+    reads = ("extract", "tale.txt", "--intents", "fights.yaml", "--model", "deep", "--reward")
+    code, out, err = run(*reads, "tiny", "--out", "result", "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert (answer["model"], answer["reward"]) == ("deep", "tiny")
+    (window,) = answer["windows"]
+    cited = list(quotes(window))
+    assert all(span.doc_id == "tale" and tale[span.start : span.end] == text for span, text in cited)
+    assert {"attacked", "paid"} < {text for _, text in cited}
+    for name in ("events", "mentions"):
+        rows = tables.read(f"extract/{name}", "result/data").select("start", "end", "surface").rows()
+        assert len(rows) >= 10 and all(tale[start:end] == surface for start, end, surface in rows)
+    # What the encoder has learnt it finds wherever the odd characters have moved it.
+    events = tables.read("extract/events", "result/data").filter(pl.col("confidence") >= 0.5)
+    verbs = [at for verb in ("attacked", "paid") for at in range(len(tale)) if tale.startswith(verb, at)]
+    assert len(set(events["start"]) & set(verbs)) >= 0.9 * len(verbs) > 0
+    # It is ranked.
+    (ranking,) = window["rankings"]
+    assert window["kept"] and len(ranking["entries"]) == min(window["candidates"], load_params().roster.max_k)
+    assert "certified" in [entry["status"] for entry in ranking["entries"]]
+
+    code, out, err = run(*reads, "none", "--json")
+    assert (code, err) == (0, "")
+    bare = json.loads(out)
+    assert bare["reward"] is None
+    assert [t["name"] for t in bare["windows"][0]["trajectories"]] == [t["name"] for t in window["trajectories"]]
+
+
+@pytest.mark.parametrize(("seed", "kind"), [(77, EncoderExtractor), (1, CrossFitted)])
+def test_models_of_the_folds_are_taken_only_for_texts_that_were_fitted_on(
+    deep: Path, tmp_path: Path, seed: int, kind: type[Any]
+) -> None:
+    shutil.copytree(deep, "models/fitted/deep/extract")
+    rows = annotated(2, seed).documents
+    rows = rows.with_columns(sha256=pl.col("text").map_elements(sha256_text, pl.String))
+    workspace = tmp_path / "workspace"
+    tables.write("ingest/documents", rows, workspace / "data")
+    extract_text.link_extractor("deep", workspace)
+    taken = files.check_complete(workspace / "models/fitted/deep/extract")
+    model, kept = load_extractor(taken), load_extractor("models/fitted/deep/extract")
+    assert isinstance(model, kind) and isinstance(kept, CrossFitted)
+    # Whichever it is, it says what the kept model says.
+    frames = rows, tables.table("ingest/sentences").empty()
+    assert model.events(model.analyse(*frames))[0].equals(kept.events(kept.analyse(*frames))[0])
+
+
+def test_a_broken_map_of_the_folds_is_refused(run: Run, deep: Path) -> None:
+    with files.publish_directory("models/fitted/torn/extract") as folder:
+        shutil.copytree(deep, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(files.COMPLETE))
+        (folder / extract_text.READ_BY).write_text("[]", encoding="utf-8")
+    Path("fights.yaml").write_text(FIGHTS, encoding="utf-8")
+    code, out, err = run("extract", "first.txt", "--intents", "fights.yaml", "--model", "torn", "--reward", "none")
+    assert (code, out) == (1, "")
+    assert "read_by.json: not a map of documents to the folds at hand" in err
 
 
 def test_windows_by_file_and_by_group(run: Run) -> None:
