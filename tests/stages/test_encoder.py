@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.params import Encoder, Params
 from pipeline.spans import sha256_text
 from stages.extract import __main__ as stage
 from stages.extract.annotated import Annotated, add_triggers
+from stages.extract.encoder import calibrate as calibration
 from stages.extract.encoder import fit as encoder_fit
 from stages.extract.encoder import train as training
 from stages.extract.encoder.calibrate import calibrate, fit_temperature, reliability
@@ -722,6 +724,27 @@ def test_temperature_is_recovered() -> None:
     assert fit_temperature(scores[:5], target[:5]) == 1.0
 
 
+def test_far_roles_are_calibrated_by_themselves(model: EncoderExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal raw probabilities, of which nearly all are right in the event's sentence and few elsewhere."""
+    draw = np.random.default_rng(0)
+    same = np.arange(2000) % 2 == 0
+    p = draw.uniform(0.2, 0.8, 2000)
+    correct = draw.random(2000) < np.where(same, 0.9, 0.1)
+    evidence = calibration.Evidence(p, correct, np.arange(2000) % 4 // 2, same)
+    monkeypatch.setattr(calibration, "role_evidence", lambda *_: evidence)
+    data = corpus(4, 5)
+    analysis = model.analyse(data.documents, data.sentences)
+    goal = read_goal(analysis.text, model.network.labels, Placed.of(analysis.text, data.gold))
+    found, _ = calibrate(model, analysis, goal)
+    half = np.array([0.5])
+    assert found.role_calibration.apply(half)[0] == pytest.approx(0.9, abs=0.03)
+    assert found.far_calibration.apply(half)[0] == pytest.approx(0.1, abs=0.03)
+    few = replace(evidence, same=np.arange(2000) >= 20)  # too few far ones: one calibration for all
+    monkeypatch.setattr(calibration, "role_evidence", lambda *_: few)
+    found, _ = calibrate(model, analysis, goal)
+    assert found.far_calibration.apply(half)[0] == pytest.approx(0.5, abs=0.05)
+
+
 def test_reliability_bins() -> None:
     bins = reliability(np.array([0.05, 0.05, 0.95, 1.0]), np.array([False, True, True, True]))
     assert [(b.confidence, b.share, b.weight) for b in bins] == [(0.05, 0.5, 0.5), (0.975, 1.0, 0.5)]
@@ -758,7 +781,7 @@ def test_card_says_what_was_measured(model: EncoderExtractor, tmp_path: Path) ->
 def test_broken_models_are_refused(model: EncoderExtractor, tmp_path: Path) -> None:
     save_encoder(model, tmp_path)
     config = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(config.replace("encoder 1", "encoder 0"))
+    (tmp_path / "config.json").write_text(config.replace("encoder 2", "encoder 0"))
     with pytest.raises(DataError, match="not an encoder extractor"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text(config.replace('"hidden_size": 32', '"hidden_size": 64'))

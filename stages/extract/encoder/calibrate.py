@@ -25,10 +25,12 @@ from stages.extract.encoder.step import link_targets, role_shares
 from stages.extract.encoder.targets import Goal
 from stages.extract.encoder.train import reproducible
 from stages.extract.hashing import Floats, Ints
-from stages.extract.softmax import Mask, fit_calibration, normalise
+from stages.extract.softmax import Calibration, Mask, fit_calibration, normalise
 from stages.extract.tokens import Text
 
 BINS = 10
+FEW = 30
+"""Right, and wrong, hypotheses from which on a part of them is calibrated by itself."""
 LEAST = 20
 """Items from which on a temperature is fitted."""
 
@@ -40,6 +42,8 @@ class Evidence:
     p: Floats
     correct: Mask
     half: Ints
+    same: Mask
+    """Of roles: whether event and mention stand in one sentence; of anything else true."""
 
 
 def calibrate(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> tuple[EncoderExtractor, dict[str, float]]:
@@ -69,8 +73,16 @@ def calibrate(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> tuple[
     if model.network.heads.roles is not None and len(goal.role_A):
         evidence = role_evidence(model, analysis, goal)
         errors["argument"] = calibration_error(evidence)
-        model = replace(model, role_calibration=fit_calibration((evidence.p,), evidence.correct))
+        whole = fit_calibration((evidence.p,), evidence.correct)
+        near, far = _of(evidence, evidence.same, whole), _of(evidence, ~evidence.same, whole)
+        model = replace(model, role_calibration=near, far_calibration=far)
     return model, errors
+
+
+def _of(evidence: Evidence, own: Mask, otherwise: Calibration) -> Calibration:
+    """The calibration of a part of the hypotheses, or another one where the part is too small."""
+    right = int(evidence.correct[own].sum())
+    return fit_calibration((evidence.p[own],), evidence.correct[own]) if FEW <= right <= own.sum() - FEW else otherwise
 
 
 def event_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Evidence:
@@ -82,7 +94,8 @@ def event_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> E
     first, last = analysis.first[span], analysis.last[span]
     rows = zip(first.tolist(), last.tolist(), kind.tolist(), strict=True)
     correct = np.array([k in matches(truth, a, b) for a, b, k in rows], dtype=bool)
-    return Evidence(analysis.p_span[span] * p_type[span, kind], correct, _half(analysis.text, first))
+    same = np.ones(len(correct), dtype=bool)
+    return Evidence(analysis.p_span[span] * p_type[span, kind], correct, _half(analysis.text, first), same)
 
 
 def mention_evidence(analysis: Analysis, goal: Goal) -> Evidence:
@@ -94,7 +107,7 @@ def mention_evidence(analysis: Analysis, goal: Goal) -> Evidence:
     truth = by_token(goal.mention_first, goal.mention_last, np.zeros(len(goal.mention_first), dtype=np.int64))
     rows = zip(first.tolist(), last.tolist(), strict=True)
     correct = np.array([bool(matches(truth, a, b)) for a, b in rows], dtype=bool)
-    return Evidence(p, correct, _half(analysis.text, first))
+    return Evidence(p, correct, _half(analysis.text, first), np.ones(len(correct), dtype=bool))
 
 
 def role_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Evidence:
@@ -113,7 +126,9 @@ def role_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Ev
     rows = zip(pairs.event_Q[pair].tolist(), pairs.mention_Q[pair].tolist(), role.tolist(), strict=True)
     correct = np.array([r in gold_roles(e, m) for e, m, r in rows], dtype=bool)
     certainty = pairs.events["confidence"].to_numpy()[pairs.event_Q[pair]]
-    return Evidence(p_role[pair, role] * certainty, correct, _half(text, first[pairs.event_Q[pair]]))
+    return Evidence(
+        p_role[pair, role] * certainty, correct, _half(text, first[pairs.event_Q[pair]]), pairs.same_Q[pair]
+    )  # fmt: skip
 
 
 def _gold_roles(

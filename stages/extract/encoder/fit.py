@@ -78,7 +78,7 @@ def fit_encoder(
         train(backbone, heads, Course(lesson, pieces, chunks, special), settings, seed, work, say)
     plain = Calibration((1.0,), 0.0)
     network = Network(backbone, heads, tokenizer, special, settings, labels)
-    model = EncoderExtractor(network, Temperatures(), plain, plain, plain, Coreference(), floors)
+    model = EncoderExtractor(network, Temperatures(), plain, plain, plain, plain, Coreference(), floors)
     analysis = model.analyse(held_out.documents, held_out.sentences)
     placed = Placed.of(analysis.text, held_out.gold)
     model, errors = calibrate(model, analysis, read_goal(analysis.text, labels, placed))

@@ -70,13 +70,15 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """Scored (event, mention) pairs: rows of the two frames, and log-probabilities [pairs, 1 + roles], none first."""
+    """Scored (event, mention) pairs: rows of the two frames, log-probabilities [pairs, 1 + roles], none first, and
+    whether both stand in one sentence."""
 
     events: pl.DataFrame
     mentions: pl.DataFrame
     event_Q: Ints
     mention_Q: Ints
     log_p: Floats
+    same_Q: Mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +91,8 @@ class EncoderExtractor:
         event_calibration: of the product of span and type.
         mention_calibration: of the span.
         role_calibration: of the product of role and event, so an argument's confidence is that both are right.
+        far_calibration: the same where event and mention stand in different sentences. Where only arguments are
+            annotated (RAMS), training shows no mention that takes no part, and far ones are believed too readily.
         coreference: joins clusters of mentions beyond the string rule.
         floors: which hypotheses are kept.
     """
@@ -98,6 +102,7 @@ class EncoderExtractor:
     event_calibration: Calibration
     mention_calibration: Calibration
     role_calibration: Calibration
+    far_calibration: Calibration
     coreference: Coreference
     floors: Floors
 
@@ -254,7 +259,8 @@ class EncoderExtractor:
         pairs = self.score_pairs(analysis, events, mentions)
         p_role = normalise(pairs.log_p / self.temperatures.role)[:, 1:]
         certainty_Q1 = pairs.events["confidence"].to_numpy()[pairs.event_Q, None]
-        p = self.role_calibration.apply(p_role * certainty_Q1)
+        raw = p_role * certainty_Q1
+        p = np.where(pairs.same_Q[:, None], self.role_calibration.apply(raw), self.far_calibration.apply(raw))
         # The confidence is of both, the floor on the role given the event, as with the linear model. Forbidden roles
         # have a probability of next to nothing; calibration must not lift it over a floor.
         pair, role = np.nonzero((p >= self.floors.role * certainty_Q1) & (p_role > 1e-6))
@@ -274,8 +280,10 @@ class EncoderExtractor:
         mentions, m_first, m_last = _ascending(analysis.text, mentions)
         kind_E = np.array([index[name] for name in events["type"].to_list()], dtype=np.int64)
         with reproducible(0), torch.inference_mode():
-            found = self.network.pairs(analysis.shard, e_first, e_last, kind_E, m_first, m_last)
-        return Pairs(events, mentions, *found)
+            event_Q, mention_Q, log_p = self.network.pairs(analysis.shard, e_first, e_last, kind_E, m_first, m_last)
+        sentence_T = analysis.text.sentence_T
+        same_Q = sentence_T[e_first][event_Q] == sentence_T[m_first][mention_Q]
+        return Pairs(events, mentions, event_Q, mention_Q, log_p, same_Q)
 
 
 def _ascending(text: Text, frame: pl.DataFrame) -> tuple[pl.DataFrame, Ints, Ints]:

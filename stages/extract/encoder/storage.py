@@ -26,9 +26,9 @@ from stages.extract.encoder.targets import Labels
 from stages.extract.linear import Floors
 from stages.extract.softmax import Calibration
 
-FORMAT = "encoder 1"
+FORMAT = "encoder 2"
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
-CALIBRATIONS = ("event_calibration", "mention_calibration", "role_calibration")
+CALIBRATIONS = ("event_calibration", "mention_calibration", "role_calibration", "far_calibration")
 
 
 def save_encoder(model: EncoderExtractor, folder: str | Path) -> None:
@@ -39,7 +39,6 @@ def save_encoder(model: EncoderExtractor, folder: str | Path) -> None:
     modules = nn.ModuleDict({"backbone": network.backbone, "heads": network.heads})
     save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, folder / WEIGHTS)
     os.chmod(folder / WEIGHTS, 0o644)  # noqa: PTH101 - safetensors writes for the owner alone
-    calibrations = (model.event_calibration, model.mention_calibration, model.role_calibration)
     write_json(folder / CONFIG, {
         "format": FORMAT, "encoder": network.backbone.config, "settings": network.settings.model_dump(),
         "labels": {name: getattr(labels, name) for name in Labels.__slots__},
@@ -47,8 +46,8 @@ def save_encoder(model: EncoderExtractor, folder: str | Path) -> None:
         "temperatures": {name: getattr(model.temperatures, name) for name in Temperatures.__slots__},
         "floors": {name: getattr(model.floors, name) for name in Floors.__slots__},
         "coreference": {"weights": model.coreference.weights, "threshold": model.coreference.threshold},
-        **{name: {"weights": list(calibration.weights), "bias": calibration.bias}
-           for name, calibration in zip(CALIBRATIONS, calibrations, strict=True)},
+        **{name: {"weights": list(getattr(model, name).weights), "bias": getattr(model, name).bias}
+           for name in CALIBRATIONS},
     })  # fmt: skip
 
 
@@ -87,8 +86,9 @@ def _build(folder: Path, config: dict[str, Any]) -> EncoderExtractor:
     modules.load_state_dict(load_file(folder / WEIGHTS))
     modules.eval()
     found = config["coreference"]
-    event, mention, role = (Calibration(tuple(config[n]["weights"]), config[n]["bias"]) for n in CALIBRATIONS)
+    calibrations = {n: Calibration(tuple(config[n]["weights"]), config[n]["bias"]) for n in CALIBRATIONS}
     return EncoderExtractor(
         Network(backbone, heads, tokenizer, special, settings, labels), Temperatures(**config["temperatures"]),
-        event, mention, role, Coreference(tuple(found["weights"]), found["threshold"]), Floors(**config["floors"]),
+        coreference=Coreference(tuple(found["weights"]), found["threshold"]), floors=Floors(**config["floors"]),
+        **calibrations,
     )  # fmt: skip
