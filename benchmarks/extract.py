@@ -268,17 +268,21 @@ def main() -> None:
 def summarise(found: dict[str, list[dict[str, Any]]], kind: str) -> list[dict[str, Any]]:
     """Medians of one size, printed; ratios are to the fastest pipeline of the same round."""
     rows: list[dict[str, Any]] = []
-    best = [min(runs[i]["cpu_seconds"] for side, runs in found.items() if side.startswith("pipeline"))
-            for i in range(len(found["encoder"]))]  # fmt: skip
+    best = {
+        key: [min(runs[i][key] for side, runs in found.items() if side.startswith("pipeline"))
+              for i in range(len(found["encoder"]))]
+        for key in ("seconds", "cpu_seconds")
+    }  # fmt: skip
     reference = {tuple(span) for span in found["encoder float32"][0]["spans"]}
     for side, runs in found.items():
         spans = {tuple(span) for span in runs[0]["spans"]}
         middle = {key: statistics.median(run[key] for run in runs) for key in ("seconds", "cpu_seconds", "peak_mib")}
-        ratios = [b / run["cpu_seconds"] for b, run in zip(best, runs, strict=True)]
+        ratios = {key: [b / run[key] for b, run in zip(best[key], runs, strict=True)] for key in best}
         row = {
             "side": side, "documents": runs[0]["documents"], **{key: round(v, 2) for key, v in middle.items()},
             "documents_per_second": round(runs[0]["documents"] / middle["seconds"], 2),
-            "speedup_cpu": round(statistics.median(ratios), 2),
+            "speedup": round(statistics.median(ratios["seconds"]), 2),
+            "speedup_cpu": round(statistics.median(ratios["cpu_seconds"]), 2),
             "f1": round(runs[0]["f1"], 4),
             "same_spans": round(len(spans & reference) / max(1, len(spans | reference)), 4) if spans else None,
         }  # fmt: skip

@@ -362,7 +362,10 @@ def test_an_adopted_model_fits_nothing(workspace: Path, monkeypatch: pytest.Monk
     shutil.rmtree("data/ingest/gold")
     monkeypatch.setattr(stage, "cross_fit", None)
     stage.main(params(extract={"from_": "kept"}))
-    assert contents(str(stage.MODEL), "data/extract") == before
+    after = contents(str(stage.MODEL), "data/extract")
+    differing = {name for name in before if before[name] != after[name]}
+    assert set(after) == set(before) and differing == {f"{stage.MODEL}/README.md", f"{stage.MODEL}/_COMPLETE"}
+    assert "Taken from models/fitted/kept" in (stage.MODEL / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_adopted_model_takes_the_floors_of_the_parameters(workspace: Path):
@@ -372,6 +375,7 @@ def test_an_adopted_model_takes_the_floors_of_the_parameters(workspace: Path):
     after = tables.read("extract/events")
     assert 0 < after.height < before.height and after["confidence"].min() >= 0.6  # type: ignore[operator]
     assert load_extractor(stage.MODEL).floors == Floors(0.6, params().extract.mention_floor, params().extract.lattice)
+    assert "Floors: events 0.6," in (stage.MODEL / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_adopted_model_must_be_whole(workspace: Path):
