@@ -356,7 +356,7 @@ class MLAForCausalLM(nn.Module):
         index_S = torch.arange(end, device=ids_BT.device)
         mask = None
         if segments_BS is not None:
-            positions_BT = _positions(segments_BS)[:, begin:]
+            positions_BT = segment_positions(segments_BS)[:, begin:]
             # Padding sees padding: a query that sees nothing at all would be not-a-number.
             same_BTS = segments_BS[:, begin:, None] == segments_BS[:, None, :]
             mask = (same_BTS & (index_S[begin:, None] >= index_S))[:, None]
@@ -406,7 +406,7 @@ def labelled(labels_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
     return found_BT
 
 
-def _positions(segments_BS: Tensor) -> Tensor:
+def segment_positions(segments_BS: Tensor) -> Tensor:
     """Place of every token in its segment, from 0."""
     index_BS = torch.arange(segments_BS.shape[1], device=segments_BS.device).expand_as(segments_BS)
     first_BS = torch.zeros_like(index_BS)

@@ -16,9 +16,6 @@ from pipeline.prompts import Prompt, Prompter
 from pipeline.rankings import judge
 from stages.sft.lessons import Lesson
 
-LONGEST = 224
-"""Most tokens of an answer while training; what is longer is cut off and counts nothing."""
-
 
 @dataclass(frozen=True, eq=False)
 class Judge:
@@ -40,8 +37,9 @@ class Judge:
         """Mean CertNDCG@K, share of the right answer's CertNDCG that is reached, entries per list, share cut off."""
         engine = TransformersEngine(self.policy)
         asked = [(lesson, prompt) for lesson in self.lessons if (prompt := self._prompt(lesson)) is not None]
+        room = max((engine.count(_longest(lesson, prompt)) for lesson, prompt in asked), default=0) * 5 // 4 + 1
         requests = [
-            Request(key=lesson.key, prompt=prompt.text, grammar=_grammar(lesson, prompt), max_new_tokens=LONGEST)
+            Request(key=lesson.key, prompt=prompt.text, grammar=_grammar(lesson, prompt), max_new_tokens=room)
             for lesson, prompt in asked
         ]
         reached = possible = entries = cut = 0.0
@@ -66,6 +64,12 @@ class Judge:
 def _grammar(lesson: Lesson, prompt: Prompt) -> str:
     task = lesson.task
     return certificates.grammar(prompt.window, task.skeleton, task.window.k, task.limits)
+
+
+def _longest(lesson: Lesson, prompt: Prompt) -> str:
+    """A longest legal answer; an answer gets room for it and a quarter more, for spellings that waste tokens."""
+    task = lesson.task
+    return certificates.longest_answer(prompt.window, task.skeleton, task.window.k, task.limits)
 
 
 def _read(text: str, lesson: Lesson, prompt: Prompt) -> tuple[Entry, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.mla import MLAForCausalLM, labelled
+from pipeline.mla import MLAForCausalLM, labelled, segment_positions
 
 
 def log_probs(model: nn.Module, ids_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor) -> Tensor:
@@ -30,7 +30,10 @@ def log_probs(model: nn.Module, ids_BT: Tensor, labels_BT: Tensor, segments_BT: 
     own: Any = model
     labelled_BT = labelled(labels_BT, segments_BT)
     hidden_BTD = own.get_decoder()(
-        input_ids=ids_BT, attention_mask=_mask(segments_BT), position_ids=_positions(segments_BT), use_cache=False
+        input_ids=ids_BT,
+        attention_mask=_mask(segments_BT),
+        position_ids=segment_positions(segments_BT),
+        use_cache=False,
     ).last_hidden_state
     logits_MW = own.get_output_embeddings()(hidden_BTD[:, :-1][labelled_BT[:, 1:]])
     found_M = logits_MW.float().log_softmax(-1).gather(1, ids_BT[labelled_BT][:, None])[:, 0]
@@ -42,11 +45,3 @@ def _mask(segments_BT: Tensor) -> Tensor:
     index_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
     same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
     return (same_BTT & (index_T[:, None] >= index_T))[:, None]
-
-
-def _positions(segments_BT: Tensor) -> Tensor:
-    """Place of every token in its segment, from 0."""
-    index_BT = torch.arange(segments_BT.shape[1], device=segments_BT.device).expand_as(segments_BT)
-    begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    return index_BT - torch.where(begins_BT, index_BT, 0).cummax(1).values

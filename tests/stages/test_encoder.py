@@ -608,6 +608,20 @@ def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def steps_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Run the stage; how many training steps each of its models took."""
+    taken: list[int] = []
+
+    def counted(*arguments: Any) -> int:
+        taken.append(training.train(*arguments))
+        return taken[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder_fit, "train", counted)
+        stage.main(encoder_params(base))
+    return taken
+
+
 def test_the_stage_fits_halves_and_reads_with_them(base: Path, ingested: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
 
@@ -623,16 +637,7 @@ def test_the_stage_fits_halves_and_reads_with_them(base: Path, ingested: Path, m
             stage.main(encoder_params(base))
     assert not stage.MODEL.exists() and not Path("data/extract").exists()
     # All three models were trained to the end: that is not done again.
-    taken: list[int] = []
-
-    def counted(*arguments: Any) -> int:
-        taken.append(training.train(*arguments))
-        return taken[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder_fit, "train", counted)
-        stage.main(encoder_params(base))
-    assert taken == [0, 0, 0]
+    assert steps_taken(base, monkeypatch) == [0, 0, 0]
     assert not Path("data/.work/extract_fit").exists()
     model = load_extractor(stage.MODEL)
     assert isinstance(model, CrossFitted) and model.candidate_kind == "entity"
@@ -657,16 +662,7 @@ def test_a_kill_while_reading_trains_nothing_again(base: Path, ingested: Path, m
         patch.setattr(stage, "read_shard", killed)
         with pytest.raises(KeyboardInterrupt):
             stage.main(encoder_params(base))
-    taken: list[int] = []
-
-    def counted(*arguments: Any) -> int:
-        taken.append(training.train(*arguments))
-        return taken[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder_fit, "train", counted)
-        stage.main(encoder_params(base))
-    assert taken == [0, 0, 0] and not Path("data/.work/extract_fit").exists()
+    assert steps_taken(base, monkeypatch) == [0, 0, 0] and not Path("data/.work/extract_fit").exists()
 
 
 def test_the_stage_without_cross_fitting_fits_one_model(base: Path, ingested: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.certificates import Limits
 from pipeline.errors import DataError, ParamError
 from pipeline.mla import IGNORED, MLAConfig, MLAForCausalLM
 from pipeline.oracle import best
-from pipeline.policies import Policy, load_policy, make_policy, save_policy
+from pipeline.policies import Policy, load_base, load_policy, make_policy, save_policy
 from pipeline.prompts import Prompter, load_template
 from pipeline.rankings import Task
 from pipeline.skeletons import Intent
@@ -32,7 +32,8 @@ from stages.sft.training import Course, Settings, Training, plan, rate_at
 from tests import tiny
 from tests.builders import PLAN, story
 
-SHORT = Path(__file__).parents[2] / "pipeline/prompt_short.txt"
+ROOT = Path(__file__).parents[2]
+SHORT = ROOT / "pipeline/prompt_short.txt"
 INTENT = Intent("attack", 1, "Who attacked?", PLAN, "0" * 64)
 GRADES = {"Bob": 2, "Cay": 0, "Ada": 3}
 
@@ -344,6 +345,23 @@ def test_the_stage_teaches_the_base_and_publishes_it(
     main(params)  # goes on from a finished checkpoint: nothing is trained, everything is written again
     assert {p: p.read_bytes() for p in Path("data/sft").rglob("*") if p.is_file()} == first
     assert Path("models/sft/model.safetensors").read_bytes() == weights
+
+
+def test_a_base_is_trained_from_nothing_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of `make train-base` on a few generated windows."""
+    for name in synthetic.FOLDERS:
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    options = base.parse(["own", "--windows", "24", "--instances", "6", "--budgets", "300", "500", "--batch", "3"])
+    base.main(options, tiny.params())
+    kept = load_base("own")
+    assert isinstance(kept.model, MLAForCausalLM) and kept.model.config.kv_lora_rank == 512
+    assert len(kept.encode("E01")) == 1
+    assert "steps," in Path("models/fitted/own/policy/README.md").read_text(encoding="utf-8")
+    weights = Path("models/fitted/own/policy/model.safetensors").read_bytes()
+    monkeypatch.setattr(synthetic.subprocess, "run", None)  # the corpus is finished: no stage runs again
+    base.main(options, tiny.params())
+    assert Path("models/fitted/own/policy/model.safetensors").read_bytes() == weights
 
 
 def test_the_base_s_command_line() -> None:
