@@ -29,6 +29,15 @@ SYSTEMS = {
     "random": "random order, evidence attached: the floor",
     "cite_all": "reward model, cites everything",
     "shuffled": "reward model with its certificates mixed up",
+    "zero_shot": "base language model, greedy, free",
+    "sft": "supervised language model, greedy, free",
+    "sft_grammar": "supervised, held to the grammar of certificates",
+    "sft_json": "supervised, held to a JSON schema",
+    "retry": "supervised, asked again with the reject code",
+    "best_of_rm": "best of several samples by the reward model",
+    "best_of_reward": "best of the same samples by the gated reward",
+    "crew": "the surest of the same samples",
+    "posthoc": "supervised: the list first, evidence for it afterwards",
 }
 
 SETTINGS = {
