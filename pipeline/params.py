@@ -101,7 +101,7 @@ class Encoder(Section):
 
 
 class Extract(Section):
-    model: Literal["linear", "encoder"]
+    model: Literal["linear", "encoder", "stacked"]
     from_: str = Field(alias="from")
     lattice: Annotated[float, Field(gt=0, le=1)]
     trigger_floor: Annotated[float, Field(gt=0, le=1)]

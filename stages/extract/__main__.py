@@ -17,9 +17,9 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import polars as pl
 
@@ -33,9 +33,13 @@ from stages.extract.annotated import FOLDS, INPUTS, Annotated, add_triggers, dra
 from stages.extract.card import write_card
 from stages.extract.fit import Corpus, cross_fit, fit_extractor
 from stages.extract.folds import CrossFitted, Extractor
-from stages.extract.linear import Floors
+from stages.extract.linear import Floors, LinearExtractor
 from stages.extract.models import load_extractor, model_files, save_extractor
 from stages.extract.portions import portions
+
+if TYPE_CHECKING:
+    from stages.extract.encoder.fit import Scores
+    from stages.extract.encoder.model import EncoderExtractor
 
 MODEL = Path("models/extract")
 FITTED = Path("models/fitted")
@@ -122,23 +126,48 @@ def read_splits(params: Params) -> tuple[Annotated, Annotated]:
 def fit_linear(data: Annotated, held_out: Annotated, floors: Floors, params: Params) -> None:
     """Fit and publish the linear extractor."""
     train, tune = Corpus.read(data), Corpus.read(held_out)
-    if params.extract.cross_fit:
-        whole, folds = cross_fit(train, tune, floors, say)
-    else:
-        whole, folds = fit_extractor(train, tune, floors, say), ()
-    if params.extract.cross_fit and not folds:
-        say(NO_FOLDS)
-    model: Extractor = CrossFitted(whole, folds, read_by(data)) if folds else whole
-    with files.publish_directory(MODEL) as folder:
-        save_extractor(folder, model)
-        write_card(folder / "README.md", whole, train, tune, len(folds))
+    whole, *folds = linear_models(train, tune, floors, params)
+    publish([whole, *folds], data, lambda file: write_card(file, whole, train, tune, len(folds)))
 
 
 def fit_encoder(data: Annotated, held_out: Annotated, floors: Floors, params: Params) -> None:
-    """Fit and publish the encoder extractor; a training that was killed goes on from its last checkpoint."""
+    """Fit and publish the encoder extractor."""
+    from stages.extract.encoder import card
+
+    models, scores = encoder_models(data, held_out, floors, params)
+    publish(models, data, lambda file: card.write_card(file, models[0], data, held_out, scores, len(models) - 1))
+
+
+def fit_stacked(data: Annotated, held_out: Annotated, floors: Floors, params: Params) -> None:
+    """Fit both and weigh them."""
+    from stages.extract.encoder import card
+    from stages.extract.stacking import fit_stack
+
+    ones = linear_models(Corpus.read(data), Corpus.read(held_out), floors, params)
+    others, scores = encoder_models(data, held_out, floors, params)
+    stacks = [fit_stack(one, other, held_out, floors) for one, other in zip(ones, others, strict=True)]
+    models = [model for model, _ in stacks]
+    publish(
+        models, data, lambda file: card.write_stacked(file, *stacks[0], data, held_out, scores, len(models) - 1)
+    )  # fmt: skip
+
+
+def linear_models(train: Corpus, tune: Corpus, floors: Floors, params: Params) -> list[LinearExtractor]:
+    """The model of all train windows, then those of the folds, if any."""
+    if not params.extract.cross_fit:
+        return [fit_extractor(train, tune, floors, say)]
+    whole, folds = cross_fit(train, tune, floors, say)
+    if not folds:
+        say(NO_FOLDS)
+    return [whole, *folds]
+
+
+def encoder_models(
+    data: Annotated, held_out: Annotated, floors: Floors, params: Params
+) -> tuple[list[EncoderExtractor], Scores]:
+    """The same, and what was measured of the first; a training that was killed goes on from its last checkpoint."""
     # Imported here because torch takes seconds, and the linear model does without.
-    from stages.extract.encoder import card, fit
-    from stages.extract.encoder.model import EncoderExtractor
+    from stages.extract.encoder import fit
 
     parts = {"whole": data}
     if params.extract.cross_fit:
@@ -147,7 +176,7 @@ def fit_encoder(data: Annotated, held_out: Annotated, floors: Floors, params: Pa
         say(NO_FOLDS)
         parts = {"whole": data}
     models: list[EncoderExtractor] = []
-    scores: list[fit.Scores] = []
+    scores: list[Scores] = []
     for name, part in parts.items():
         if len(parts) > 1:
             say(f"model {len(models) + 1} of {len(parts)}: " + (name if name == "whole" else f"reads half {name}"))
@@ -156,13 +185,19 @@ def fit_encoder(data: Annotated, held_out: Annotated, floors: Floors, params: Pa
         )
         models.append(model)
         scores.append(score)
-    published = CrossFitted(models[0], tuple(models[1:]), read_by(data)) if len(models) > 1 else models[0]
+    return models, scores[0]
+
+
+def publish(models: Sequence[Extractor], data: Annotated, write: Callable[[Path], None]) -> None:
+    """Publish the model of all train windows, with those of the folds, and its card."""
+    whole, *folds = models
+    model = CrossFitted(whole, tuple(folds), read_by(data)) if folds else whole
     with files.publish_directory(MODEL) as folder:
-        save_extractor(folder, published)
-        card.write_card(folder / "README.md", models[0], data, held_out, scores[0], len(models) - 1)
+        save_extractor(folder, model)
+        write(folder / "README.md")
 
 
-FIT = {"linear": fit_linear, "encoder": fit_encoder}
+FIT = {"linear": fit_linear, "encoder": fit_encoder, "stacked": fit_stacked}
 
 
 def read_by(data: Annotated) -> Mapping[str, int]:

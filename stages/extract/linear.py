@@ -116,12 +116,15 @@ class LinearExtractor:
             mentions = self.mention.posterior(np.hstack([rows, seen]), text.first_Q)
         return Analysis(text, words, first, last, p, p_type, mentions)
 
+    def event_probabilities(self, analysis: Analysis) -> Floats:
+        """[G, K] calibrated probability of (span, type) of the trigger spans."""
+        p_span = np.broadcast_to(analysis.p_span[:, None], analysis.p_type.shape)
+        return self.event_calibration.apply(p_span, analysis.p_type)
+
     def events(self, analysis: Analysis) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Event hypotheses in order, and BEFORE relations between them: rows of extract/events, extract/relations."""
         text = analysis.text
-        p = self.event_calibration.apply(
-            np.broadcast_to(analysis.p_span[:, None], analysis.p_type.shape), analysis.p_type
-        )
+        p = self.event_probabilities(analysis)
         span, kind = np.nonzero(p >= self.floors.trigger)
         found = np.unique(span)
         place = np.searchsorted(found, span)
@@ -143,10 +146,8 @@ class LinearExtractor:
         if analysis.mentions is None or self.mention is None:
             return tables.table("extract/mentions").empty()
         text = analysis.text
-        first, last, p = list_spans(analysis.mentions, text.first_Q, SPAN_FLOOR, self.mention.longest)
-        chosen = choose(first, last, p)
-        first, last = first[chosen], last[chosen]
-        confidence = self.mention_calibration.apply(p[chosen])
+        first, last = self.mention_spans(analysis)
+        confidence = self.mention_probabilities(analysis, first, last)
         kept = confidence >= self.floors.mention
         first, last, confidence = first[kept], last[kept], confidence[kept]
         frame = frame_spans(text, first, last).with_columns(
@@ -155,9 +156,21 @@ class LinearExtractor:
         )
         return shape(frame.with_columns(entity_id=clusters.link(frame)), "extract/mentions")
 
+    def mention_spans(self, analysis: Analysis) -> tuple[Ints, Ints]:
+        """Spans worth a look, ascending, none overlapping."""
+        if analysis.mentions is None or self.mention is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        first, last, p = list_spans(analysis.mentions, analysis.text.first_Q, SPAN_FLOOR, self.mention.longest)
+        chosen = choose(first, last, p)
+        return first[chosen], last[chosen]
+
+    def mention_probabilities(self, analysis: Analysis, first: Ints, last: Ints) -> Floats:
+        """Calibrated probability of spans of tokens of being participant mentions."""
+        return self.mention_calibration.apply(self._raw(analysis, first, last))
+
     def score_mentions(self, analysis: Analysis, spans: pl.DataFrame) -> Floats:
         """Calibrated probability of given spans (columns doc_id, start, end) of being participant mentions."""
-        return self.mention_calibration.apply(self._raw(analysis, *self._locate(analysis, spans)))
+        return self.mention_probabilities(analysis, *self._locate(analysis, spans))
 
     def arguments(self, analysis: Analysis, events: pl.DataFrame, mentions: pl.DataFrame) -> pl.DataFrame:
         """Role hypotheses of given mentions in given events: rows of extract/arguments.

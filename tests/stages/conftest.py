@@ -8,6 +8,7 @@ import pytest
 
 from stages.extract.__main__ import main as extract
 from stages.ingest.__main__ import main as ingest
+from tests.stages import encoding
 from tests.stages.extracting import params
 
 
@@ -20,3 +21,17 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ingest(params())
         extract(params())
     return root
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer encoder with random weights and a small vocabulary."""
+    return encoding.save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with data/ingest: eight train windows and three of tune."""
+    monkeypatch.chdir(tmp_path)
+    encoding.write_corpus()
+    return tmp_path

@@ -37,9 +37,9 @@ LEAST = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """Hypotheses about held-out text: their raw probabilities, whether each is right, and its half of the text."""
+    """Hypotheses about held-out text: the parts of their confidence, whether each is right, its half of the text."""
 
-    p: Floats
+    parts: tuple[Floats, ...]
     correct: Mask
     half: Ints
     same: Mask
@@ -64,16 +64,16 @@ def calibrate(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> tuple[
     model = replace(model, temperatures=_temperatures(model, analysis, goal))
     evidence = event_evidence(model, analysis, goal)
     errors["event"] = calibration_error(evidence)
-    model = replace(model, event_calibration=fit_calibration((evidence.p,), evidence.correct))
+    model = replace(model, event_calibration=fit_calibration(evidence.parts, evidence.correct))
     if analysis.mention_TW is None or not len(goal.mention_first):
         return model, errors
     evidence = mention_evidence(analysis, goal)
     errors["mention"] = calibration_error(evidence)
-    model = replace(model, mention_calibration=fit_calibration((evidence.p,), evidence.correct))
+    model = replace(model, mention_calibration=fit_calibration(evidence.parts, evidence.correct))
     if model.network.heads.roles is not None and len(goal.role_A):
         evidence = role_evidence(model, analysis, goal)
         errors["argument"] = calibration_error(evidence)
-        whole = fit_calibration((evidence.p,), evidence.correct)
+        whole = fit_calibration(evidence.parts, evidence.correct)
         near, far = _of(evidence, evidence.same, whole), _of(evidence, ~evidence.same, whole)
         model = replace(model, role_calibration=near, far_calibration=far)
     return model, errors
@@ -82,7 +82,9 @@ def calibrate(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> tuple[
 def _of(evidence: Evidence, own: Mask, otherwise: Calibration) -> Calibration:
     """The calibration of a part of the hypotheses, or another one where the part is too small."""
     right = int(evidence.correct[own].sum())
-    return fit_calibration((evidence.p[own],), evidence.correct[own]) if FEW <= right <= own.sum() - FEW else otherwise
+    if not FEW <= right <= own.sum() - FEW:
+        return otherwise
+    return fit_calibration(tuple(part[own] for part in evidence.parts), evidence.correct[own])
 
 
 def event_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Evidence:
@@ -95,7 +97,7 @@ def event_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> E
     rows = zip(first.tolist(), last.tolist(), kind.tolist(), strict=True)
     correct = np.array([k in matches(truth, a, b) for a, b, k in rows], dtype=bool)
     same = np.ones(len(correct), dtype=bool)
-    return Evidence(analysis.p_span[span] * p_type[span, kind], correct, _half(analysis.text, first), same)
+    return Evidence((analysis.p_span[span] * p_type[span, kind],), correct, half_of(analysis.text, first), same)
 
 
 def mention_evidence(analysis: Analysis, goal: Goal) -> Evidence:
@@ -107,7 +109,7 @@ def mention_evidence(analysis: Analysis, goal: Goal) -> Evidence:
     truth = by_token(goal.mention_first, goal.mention_last, np.zeros(len(goal.mention_first), dtype=np.int64))
     rows = zip(first.tolist(), last.tolist(), strict=True)
     correct = np.array([bool(matches(truth, a, b)) for a, b in rows], dtype=bool)
-    return Evidence(p, correct, _half(analysis.text, first), np.ones(len(correct), dtype=bool))
+    return Evidence((p,), correct, half_of(analysis.text, first), np.ones(len(correct), dtype=bool))
 
 
 def role_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Evidence:
@@ -122,16 +124,16 @@ def role_evidence(model: EncoderExtractor, analysis: Analysis, goal: Goal) -> Ev
     known_T = goal.events_T & goal.mentions_T
     taught = known_T[first][pairs.event_Q] if len(first) else np.zeros(0, dtype=bool)
     pair, role = np.nonzero((p_role >= WORTH) & taught[:, None])
-    gold_roles = _gold_roles(model, text, goal, pairs.events, pairs.mentions)
+    right = gold_roles(model, text, goal, pairs.events, pairs.mentions)
     rows = zip(pairs.event_Q[pair].tolist(), pairs.mention_Q[pair].tolist(), role.tolist(), strict=True)
-    correct = np.array([r in gold_roles(e, m) for e, m, r in rows], dtype=bool)
+    correct = np.array([r in right(e, m) for e, m, r in rows], dtype=bool)
     certainty = pairs.events["confidence"].to_numpy()[pairs.event_Q[pair]]
     return Evidence(
-        p_role[pair, role] * certainty, correct, _half(text, first[pairs.event_Q[pair]]), pairs.same_Q[pair]
+        (p_role[pair, role] * certainty,), correct, half_of(text, first[pairs.event_Q[pair]]), pairs.same_Q[pair]
     )  # fmt: skip
 
 
-def _gold_roles(
+def gold_roles(
     model: EncoderExtractor, text: Text, goal: Goal, events: pl.DataFrame, mentions: pl.DataFrame
 ) -> Callable[[int, int], set[int]]:
     """Right roles of (row of `events`, row of `mentions`)."""
@@ -208,7 +210,7 @@ def fit_temperature(scores: Floats, target: Ints) -> float:
     return round(float(np.exp(found.x)), 4)
 
 
-def _half(text: Text, token: Ints) -> Ints:
+def half_of(text: Text, token: Ints) -> Ints:
     """0 or 1 for every token's window."""
     half = {window: fold_of(window) for window in dict.fromkeys(text.window_ids)}
     return np.array([half[window] for window in text.window_ids], dtype=np.int64)[text.doc_T[token]]
@@ -219,7 +221,8 @@ def calibration_error(evidence: Evidence) -> float:
     p = np.zeros(len(evidence.correct))
     for half in (0, 1):
         own = evidence.half == half
-        p[own] = fit_calibration((evidence.p[~own],), evidence.correct[~own]).apply(evidence.p[own])
+        other = fit_calibration(tuple(part[~own] for part in evidence.parts), evidence.correct[~own])
+        p[own] = other.apply(*(part[own] for part in evidence.parts))
     return round(sum(abs(row.share - row.confidence) * row.weight for row in reliability(p, evidence.correct)), 6)
 
 

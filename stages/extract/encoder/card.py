@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from stages.extract.annotated import Annotated
 from stages.extract.encoder.fit import Scores
 from stages.extract.encoder.geometry import RIVALS
 from stages.extract.encoder.model import EncoderExtractor
+from stages.extract.stacked import StackedExtractor
 
 LIMITS = """\
 - Trained on the types and roles of one corpus: whatever else happens in a text is not found, and a mention counts as a
@@ -31,27 +33,57 @@ def write_card(
     file: Path, model: EncoderExtractor, data: Annotated, held_out: Annotated, scores: Scores, folds: int = 0
 ) -> None:
     """Write the card as Markdown."""
-    network, labels = model.network, model.network.labels
+    write_text(
+        file,
+        f"""# Encoder extractor
+
+{_network(model, data, held_out, folds)}
+
+Floors: events {model.floors.trigger}, mentions {model.floors.mention}, roles {model.floors.role}.
+{_measured(model, scores.calibration_error, scores)}""",
+    )
+
+
+def write_stacked(
+    file: Path, model: StackedExtractor, errors: Mapping[str, float], data: Annotated, held_out: Annotated,
+    scores: Scores, folds: int = 0,
+) -> None:  # fmt: skip
+    """Write the card of a stacked extractor as Markdown; `errors` are the calibration errors of the stack."""
+    maps = "\n".join(
+        f"| {name} | {', '.join(f'{w:.3f}' for w in found.weights)} | {found.bias:.3f} |"
+        for name, found in (("event", model.event_map), ("mention", model.mention_map), ("argument", model.role_map))
+    )
+    write_text(
+        file,
+        f"""# Stacked extractor
+
+A linear extractor (linear/) and an encoder (encoder/), fitted on the same windows, read every document; a logistic map
+of the two confidences, fitted on held-out windows, is what a hypothesis is worth.
+
+| | weights of linear, encoder (argument: and of the event) | bias |
+|---|---|---|
+{maps}
+
+The encoder: {_network(model.encoder, data, held_out, folds)}
+
+Floors: events {model.floors.trigger}, mentions {model.floors.mention}, roles {model.floors.role}.
+{_measured(model.encoder, errors, scores)}""",
+    )
+
+
+def _network(model: EncoderExtractor, data: Annotated, held_out: Annotated, folds: int) -> str:
+    """What was trained, on what."""
+    network, labels, settings = model.network, model.network.labels, model.network.settings
     counts = [("windows", *(_windows(part.documents) for part in (data, held_out)))]
     counts += [("documents", data.documents.height, held_out.documents.height)]
     counts += [(name, data.gold[name].height, held_out.gold[name].height) for name in COUNTED]
     table = "\n".join(f"| {name} | {a:,} | {b:,} |" for name, a, b in counts)
-    settings, temperatures = network.settings, model.temperatures
-    errors = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.calibration_error.items())
-    clusters = scores.b_cubed
-    coreference = (
-        f"B-cubed F1 of gold mentions clustered by the string rule {clusters['rule']:.4f}, as used "
-        f"{clusters['used']:.4f} (cross-validated by halves; threshold "
-        f"{'never' if model.coreference.threshold > 1 else model.coreference.threshold})."
-        if clusters else "Participants are clustered by the string rule alone."
-    )  # fmt: skip
     read = (
         f"The train windows themselves are read by {folds} models, each of the windows that it does not read (folds/)."
         if folds else "The train windows are read by the model that was fitted on them."
     )  # fmt: skip
-    write_text(file, f"""# Encoder extractor
-
-A transformer ({Path(settings.base).name}, {network.backbone.config["model_type"]}, width {network.backbone.size}; the
+    return f"""A transformer ({Path(settings.base).name}, {network.backbone.config["model_type"]}, width \
+{network.backbone.size}; the
 embeddings and the {settings.frozen} lowest layers frozen) with joint heads for triggers and their types, participant
 mentions, roles and relations. {len(labels.kinds)} event types, {len(labels.sorts)} mention types, {len(labels.roles)}
 roles, {len(labels.links)} relations. Trained on the train split for {settings.epochs} epochs, calibrated on held-out
@@ -61,21 +93,31 @@ windows.
 |---|---|---|
 {table}
 
-{read}
+{read}"""
 
-Floors: events {model.floors.trigger}, mentions {model.floors.mention}, roles {model.floors.role}.
-Temperatures: types {temperatures.kind}, roles {temperatures.role}, relations {temperatures.link}.
+
+def _measured(model: EncoderExtractor, errors: Mapping[str, float], scores: Scores) -> str:
+    """Temperatures, calibration errors, clusters and limits."""
+    labels, temperatures, clusters = model.network.labels, model.temperatures, scores.b_cubed
+    table = "\n".join(f"| {name} | {value:.4f} |" for name, value in errors.items())
+    coreference = (
+        f"B-cubed F1 of gold mentions clustered by the string rule {clusters['rule']:.4f}, as used "
+        f"{clusters['used']:.4f} (cross-validated by halves; threshold "
+        f"{'never' if model.coreference.threshold > 1 else model.coreference.threshold})."
+        if clusters else "Participants are clustered by the string rule alone."
+    )  # fmt: skip
+    return f"""Temperatures: types {temperatures.kind}, roles {temperatures.role}, relations {temperatures.link}.
 
 | expected calibration error on | |
 |---|---|
-{errors}
+{table}
 
 Each half of the held-out windows is judged by a calibration fitted on the other half. {coreference}
 Precision, recall and F1 on every split stand in data/audit/extraction.json and in the report.
 
 ## Limits
 
-{LIMITS.format(reach=labels.reach, rivals=RIVALS)}""")  # fmt: skip
+{LIMITS.format(reach=labels.reach, rivals=RIVALS)}"""
 
 
 def _windows(documents: pl.DataFrame) -> int:

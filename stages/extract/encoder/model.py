@@ -9,7 +9,7 @@ can be trained for some minutes; it needs English text and an encoder's weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,22 +143,31 @@ class EncoderExtractor:
         """[G, K] probabilities of the event types of the triggers."""
         return normalise(analysis.kind_GK / self.temperatures.kind)
 
+    def event_probabilities(self, analysis: Analysis) -> Floats:
+        """[G, K] calibrated probability of (span, type) of the triggers."""
+        return self.event_calibration.apply(analysis.p_span[:, None] * self.types(analysis))
+
     def events(self, analysis: Analysis) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Event hypotheses in order, and relations between them: rows of extract/events, extract/relations."""
+        p = self.event_probabilities(analysis)
+        return self.lay_out_events(analysis, analysis.first, analysis.last, p, self.network.labels.kinds)
+
+    def lay_out_events(
+        self, analysis: Analysis, first: Ints, last: Ints, p_GK: Floats, kinds: Sequence[str]
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The same for given trigger spans (ascending, none overlapping) and probabilities of the named types."""
         text = analysis.text
-        p_type = self.types(analysis)
-        p = self.event_calibration.apply(analysis.p_span[:, None] * p_type)
-        span, kind = np.nonzero(p >= self.floors.trigger)
+        span, kind = np.nonzero(p_GK >= self.floors.trigger)
         found = np.unique(span)
         place = np.searchsorted(found, span)
-        first, last = analysis.first[found], analysis.last[found]
-        edges = self.links(analysis, first, last, p[found].max(axis=1) >= RELATED)
+        first, last = first[found], last[found]
+        edges = self.links(analysis, first, last, p_GK[found].max(axis=1, initial=0.0) >= RELATED)
         before = ordering.before_edges(text, first, last)
         before += [(a, b, c) for a, b, name, c in edges if name == "BEFORE"]
         sure = [edge for edge in before if edge[2] >= LINKED]
         frame = frame_spans(text, first[place], last[place]).with_columns(
-            type=pl.Series([self.network.labels.kinds[k] for k in kind], dtype=pl.String),
-            confidence=pl.Series(p[span, kind], dtype=pl.Float64),
+            type=pl.Series([kinds[k] for k in kind.tolist()], dtype=pl.String),
+            confidence=pl.Series(p_GK[span, kind], dtype=pl.Float64),
             order=pl.Series(ordering.rank(text, first, sure)[place], dtype=pl.Int64),
         )
         frame = frame.with_columns(event_id=pl.concat_str("mention_id", pl.lit("/"), "type")).drop("mention_id")
@@ -192,16 +201,33 @@ class EncoderExtractor:
 
     def mentions(self, analysis: Analysis) -> pl.DataFrame:
         """Participant mentions with clusters: rows of extract/mentions."""
+        first, last = self.mention_spans(analysis)
+        return self.lay_out_mentions(analysis, first, last, self.mention_probabilities(analysis, first, last))
+
+    def mention_spans(self, analysis: Analysis) -> tuple[Ints, Ints]:
+        """Spans worth a look, ascending, none overlapping."""
+        if analysis.mention_TW is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return list_likely(analysis.mention_TW, SPAN_FLOOR)[:2]
+
+    def mention_probabilities(self, analysis: Analysis, first: Ints, last: Ints) -> Floats:
+        """Calibrated probability of spans of tokens of being participant mentions."""
+        p = np.zeros(len(first))
+        if analysis.mention_TW is not None:
+            size = last - first
+            fits = (size >= 0) & (size < analysis.mention_TW.shape[1])
+            p[fits] = analysis.mention_TW[first[fits], size[fits]]
+        return self.mention_calibration.apply(p)
+
+    def lay_out_mentions(self, analysis: Analysis, first: Ints, last: Ints, confidence: Floats) -> pl.DataFrame:
+        """Rows of extract/mentions for given spans (ascending, none overlapping), clusters included."""
         if analysis.mention_TW is None:
             return tables.table("extract/mentions").empty()
-        text = analysis.text
-        first, last, p = list_likely(analysis.mention_TW, SPAN_FLOOR)
-        confidence = self.mention_calibration.apply(p)
         kept = confidence >= self.floors.mention
         first, last, confidence = first[kept], last[kept], confidence[kept]
         with reproducible(0), torch.inference_mode():
             sorts = self.network.sorts(analysis.shard, first, last)
-        frame = frame_spans(text, first, last).with_columns(
+        frame = frame_spans(analysis.text, first, last).with_columns(
             confidence=pl.Series(confidence, dtype=pl.Float64), type=pl.Series(sorts, dtype=pl.String)
         )
         frame = frame.with_columns(entity_id=self._link(analysis, frame, first, last))
@@ -238,13 +264,7 @@ class EncoderExtractor:
 
     def score_mentions(self, analysis: Analysis, spans: pl.DataFrame) -> Floats:
         """Calibrated probability of given spans (columns doc_id, start, end) of being participant mentions."""
-        first, last = _locate(analysis.text, spans)
-        p = np.zeros(len(first))
-        if analysis.mention_TW is not None:
-            size = last - first
-            fits = (size >= 0) & (size < analysis.mention_TW.shape[1])
-            p[fits] = analysis.mention_TW[first[fits], size[fits]]
-        return self.mention_calibration.apply(p)
+        return self.mention_probabilities(analysis, *_locate(analysis.text, spans))
 
     def arguments(self, analysis: Analysis, events: pl.DataFrame, mentions: pl.DataFrame) -> pl.DataFrame:
         """Role hypotheses of given mentions in given events: rows of extract/arguments.
