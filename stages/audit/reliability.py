@@ -26,8 +26,8 @@ Ints = NDArray[np.int64]
 SPLITS = ("tune", "test")
 """Splits that are judged: confidences are fitted on the first, the second is the honest one."""
 
-TABLES = ("events", "mentions", "arguments", "handles")
-FOUND = ("events", "mentions", "arguments")
+TABLES = ("events", "mentions", "arguments", "handles", "relations")
+FOUND = ("events", "mentions", "arguments", "relations")
 BINS = 10
 EDGES = np.array([i / BINS for i in range(1, BINS)])
 """Borders between bins; a confidence on a border belongs to the bin above it."""
@@ -116,8 +116,8 @@ def judge(
     """Which hypotheses are right, as far as annotation can tell.
 
     Args:
-        gold: events, mentions, arguments, labelled of ingest/gold/<split>.
-        found: events, mentions, arguments of extract.
+        gold: events, mentions, arguments, relations, labelled of ingest/gold/<split>.
+        found: events, mentions, arguments, relations of extract.
         sentences: ingest/sentences of at least the annotated documents.
 
     Returns:
@@ -125,7 +125,8 @@ def judge(
         span begins in an annotated sentence, `arguments` where their event does. In a window without any gold mention
         nobody may have annotated them: neither mentions nor arguments are judged there. The type of a mention is no
         part of its confidence and not asked for. `handles` has one row per span, as trajectories do: the likeliest of
-        its event and role hypotheses, if that one is judged.
+        its event and role hypotheses, if that one is judged. `relations` are judged where both events are right and
+        some relation of the type is annotated in the window: right between any mentions of the two annotated chains.
     """
     ranges = labelled_ranges(gold, sentences)
     described = gold["mentions"].select("window_id").unique()
@@ -153,8 +154,29 @@ def judge(
     handles = hypotheses.sort("confidence", descending=True, maintain_order=True).unique(
         SPAN, keep="first", maintain_order=True
     )
-    frames = {"events": events, "mentions": mentions, "arguments": arguments, "handles": handles}
+    relations = _judged_relations(gold, found["relations"], same_event)
+    frames = {
+        "events": events, "mentions": mentions, "arguments": arguments, "handles": handles, "relations": relations,
+    }  # fmt: skip
     return {name: frame.filter("judged").select("confidence", "right") for name, frame in frames.items()}
+
+
+def _judged_relations(gold: Mapping[str, pl.DataFrame], found: pl.DataFrame, same_event: pl.DataFrame) -> pl.DataFrame:
+    """Relation hypotheses with the columns judged and right; none within a chain is judged."""
+    chain_of = same_event.join(gold["events"].select(gold_event_id="event_id", chain="chain_id"), on="gold_event_id")
+    chain_of = chain_of.select("event_id", "chain").unique()
+    gold_chain = gold["events"].select("event_id", chain="chain_id").unique()
+    key = ["head_event_id", "tail_event_id", "type"]
+    placed, truth = found.select("window_id", *key), gold["relations"].select("window_id", *key)
+    for end in ("head", "tail"):
+        names = {"event_id": f"{end}_event_id", "chain": end}
+        placed = placed.join(chain_of.rename(names), on=f"{end}_event_id")
+        truth = truth.join(gold_chain.rename(names), on=f"{end}_event_id")
+    placed = placed.filter(pl.col("head") != pl.col("tail")).join(
+        truth.select("window_id", "type").unique(), on=["window_id", "type"], how="semi"
+    )
+    right = placed.join(truth, on=["window_id", "head", "tail", "type"], how="semi")
+    return _marked(_marked(found, "judged", placed.select(key)), "right", right.select(key))
 
 
 def _marked(frame: pl.DataFrame, name: str, keys: pl.DataFrame) -> pl.DataFrame:

@@ -107,7 +107,9 @@ TESTS = {
     "cite_all_unlimited": ("All evidence cited, rules off", "why the rules exist"),
 }
 
-HYPOTHESES = {"events": "events", "mentions": "mentions", "arguments": "roles", "handles": "handles"}
+HYPOTHESES = {
+    "events": "events", "mentions": "mentions", "arguments": "roles", "handles": "handles", "relations": "relations",
+}  # fmt: skip
 """Tables whose confidences are judged -> what they hold."""
 
 UNANNOTATED = {

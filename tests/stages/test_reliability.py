@@ -30,16 +30,20 @@ Row = dict[str, Any]
 
 def frames(prefix: str, **rows: Sequence[tuple[Any, ...]]) -> Frames:
     """Tables of one window `w` from short rows: events (id, doc, start, end, type, confidence), mentions (id, doc,
-    start, end, confidence), arguments (event, mention, role, confidence); gold ones without the confidence."""
+    start, end, confidence), arguments (event, mention, role, confidence), relations (head, tail, type, confidence);
+    gold ones without the confidence, gold events with a chain in its place."""
     out = {}
-    for name in ("events", "mentions", "arguments"):
+    for name in ("events", "mentions", "arguments", "relations"):
         made: list[Row] = []
         for row in rows.get(name, ()):
-            if name == "arguments":
-                whole: Row = dict(zip(("event_id", "mention_id", "role", "confidence"), row, strict=False))
+            if name == "relations":
+                whole: Row = dict(zip(("head_event_id", "tail_event_id", "type", "confidence"), row, strict=False))
+            elif name == "arguments":
+                whole = dict(zip(("event_id", "mention_id", "role", "confidence"), row, strict=False))
             elif name == "events":
                 whole = dict(zip(("event_id", "doc_id", "start", "end", "type", "confidence"), row, strict=False))
-                whole |= {"chain_id": row[0], "surface": "", "order": 0, "realis": None}
+                chain = row[5] if prefix.startswith("ingest") and len(row) > 5 else row[0]
+                whole |= {"chain_id": chain, "surface": "", "order": 0, "realis": None}
             else:
                 whole = dict(zip(("mention_id", "doc_id", "start", "end", "confidence"), row, strict=False))
                 whole |= {"entity_id": row[0], "surface": "", "type": None}
@@ -72,6 +76,30 @@ def rows_of(frame: pl.DataFrame) -> list[tuple[float, bool]]:
 
 
 # ---- which hypotheses are right --------------------------------------------------------------------------------------
+
+
+def test_a_relation_is_right_between_mentions_of_the_annotated_chains() -> None:
+    truth = gold(
+        events=[("g1", "d", 0, 9, "A", "x"), ("g2", "d", 20, 29, "A", "x"), ("g3", "d", 40, 49, "B", "y"),
+                ("g4", "d", 60, 69, "B", "z")],
+        relations=[("g1", "g3", "CAUSE")],
+    )  # fmt: skip
+    events = [(f"f{i}", "d", 20 * i - 20, 20 * i - 11, "AABB"[i - 1], 0.9) for i in (1, 2, 3, 4)]
+    events.append(("f5", "d", 80, 89, "A", 0.9))
+    judged = judge(
+        truth,
+        found(events=events, relations=[
+            ("f1", "f3", "CAUSE", 0.9),  # as annotated
+            ("f2", "f3", "CAUSE", 0.8),  # another mention of the same chain
+            ("f3", "f1", "CAUSE", 0.7),  # the wrong way round
+            ("f1", "f4", "CAUSE", 0.6),  # not annotated
+            ("f1", "f2", "CAUSE", 0.5),  # within a chain: not judged
+            ("f1", "f3", "BEFORE", 0.4),  # no relation of this type is annotated: not judged
+            ("f5", "f3", "CAUSE", 0.3),  # one end is no annotated event: not judged
+        ]),
+        SENTENCES,
+    )  # fmt: skip
+    assert rows_of(judged["relations"]) == [(0.6, False), (0.7, False), (0.8, True), (0.9, True)]
 
 
 def test_an_event_is_right_by_type_and_half_of_the_union() -> None:
@@ -146,7 +174,7 @@ def test_where_nobody_annotated_mentions_none_is_judged() -> None:
     )
     judged = judge(gold(events=[("g", "d", 0, 5, "Attack")]), hypotheses, SENTENCES)
     assert {name: frame.height for name, frame in judged.items()} == {
-        "events": 1, "mentions": 0, "arguments": 0, "handles": 1,
+        "events": 1, "mentions": 0, "arguments": 0, "handles": 1, "relations": 0,
     }  # fmt: skip
 
 
@@ -251,7 +279,7 @@ def test_every_split_counts_its_own_windows(data: Path) -> None:
     assert set(figures) == {"tune", "test"}
     assert all(figures["tune"][name]["n"] == 0 and figures["tune"][name]["ece"] is None for name in TABLES)
     counts = {name: figures["test"][name]["n"] for name in TABLES}
-    assert counts == {"events": 3, "mentions": 5, "arguments": 5, "handles": 8}
+    assert counts == {"events": 3, "mentions": 5, "arguments": 5, "handles": 8, "relations": 1}
     assert all(row["right"] == 1 for name in TABLES for row in figures["test"][name]["bins"])
     tiny.change(data, "extract/events", pl.lit("Other").alias("type"), pl.col("surface") == "shot")
     figures = reliability(BUCKETS, data)
