@@ -136,7 +136,8 @@ def load_base(name: str | Path, *, device: str = "cpu") -> Policy:
             f"neither a folder nor an id with a commit: {str(name)!r}",
             mend="write owner/name@<commit of 40 hex digits>",
         )
-    raise SetupError("no such folder", file=name, mend=f"known without a folder: {SMOLLM2}, owner/name@<commit>")
+    known = f"known without a folder: {SMOLLM2}, owner/name@<commit>"
+    raise SetupError("no such folder", file=name, mend=f"{known}; `make train-base` makes tiny-mla")
 
 
 def load_policy(folder: str | Path, *, device: str = "cpu") -> Policy:

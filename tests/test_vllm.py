@@ -59,12 +59,13 @@ class Fake:
     Attributes:
         obeys: whether it heeds `structured_outputs`.
         received: the bodies of all completions, in order of arrival.
+        limit: the most tokens of prompt and answer, as it tells.
         fail: called with each body; returns a status to answer with, or 0 to hang up, or None to answer properly.
         change: called on every answer before it is sent.
     """
 
     def __init__(self) -> None:
-        self.obeys, self.received = True, list[dict[str, Any]]()
+        self.obeys, self.received, self.limit = True, list[dict[str, Any]](), 400
         self.fail: Callable[[dict[str, Any]], int | None] = lambda sent: None
         self.change: Callable[[dict[str, Any]], None] = lambda answer: None
         self.lock, self.under_way, self.most = threading.Lock(), 0, 0
@@ -75,7 +76,7 @@ class Fake:
                 pass
 
             def do_GET(self) -> None:
-                self.reply(200, {"data": [{"id": "policy", "max_model_len": 400}]})
+                self.reply(200, {"data": [{"id": "policy", "max_model_len": fake.limit}]})
 
             def do_POST(self) -> None:
                 sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
