@@ -304,6 +304,27 @@ def estimate(ratio: Ratio, weights: Floats) -> Estimate:
     return _estimate(_point(ratio), _draws(ratio, weights), ratio.n)
 
 
+def share(ratio: Ratio, weights: Floats) -> Estimate:
+    """A share of trials, each of which succeeded or not: `num` counts successes, `den` trials.
+
+    Its interval is the hull of the bootstrap's and Wilson's score interval: the bootstrap of trials of which none (or
+    all) succeeded has no width, and Wilson's takes trials of one window for independent.
+    """
+    found = estimate(ratio, weights)
+    if found.value is None or found.low is None or found.high is None:
+        return found
+    low, high = wilson(round(math.fsum(ratio.num)), round(math.fsum(ratio.den)))
+    return Estimate(found.value, min(found.low, low), max(found.high, high), found.n)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a binomial share (Wilson 1927); at least one trial."""
+    rate, z2 = successes / trials, 1.959964**2
+    middle = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * (rate * (1 - rate) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def difference(first: Ratio, second: Ratio, weights: Floats) -> Estimate:
     """first - second with a paired interval: both are computed on the same windows of each draw."""
     a, b = _point(first), _point(second)

@@ -180,6 +180,22 @@ class Rank(Section):
     splits: Annotated[list[Literal["train", "tune", "test"]], Field(min_length=1)]
 
 
+class Probes(Section):
+    """What is asked again for the audit.
+
+    Args:
+        instances: drawn by hash from the ranked ones; 0 asks nothing again.
+        renderings: how often each is asked under other names and in another order.
+        attacks: file of texts, see `stages/rank_policy/attacks.yaml`.
+        planted: how many of the attacks are planted in each instance, one at a time; with any, also one harmless text.
+    """
+
+    instances: Annotated[int, Field(ge=0)]
+    renderings: Annotated[int, Field(ge=0)]
+    attacks: str
+    planted: Annotated[int, Field(ge=0)]
+
+
 class RankPolicy(Section):
     """How policies rank.
 
@@ -190,6 +206,7 @@ class RankPolicy(Section):
         retries: how often `retry` asks again, at most.
         engine: what generates.
         url: of a vLLM server that runs already; "" starts one.
+        probes: what is asked again, for the audit.
     """
 
     systems: Annotated[list[PolicySystem], AfterValidator(_distinct)]
@@ -199,6 +216,7 @@ class RankPolicy(Section):
     retries: Annotated[int, Field(ge=0)]
     engine: Literal["transformers", "vllm"]
     url: str
+    probes: Probes
 
     @model_validator(mode="after")
     def _served(self) -> Self:

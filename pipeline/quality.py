@@ -77,6 +77,7 @@ def concrete(declared: str, params: Params) -> list[str]:
         "setting": tuple(params.roster.settings),
         "part": PARTS,
         "system": (*params.rank.systems, *params.rank_policy.systems, "oracle"),
+        "policy": tuple(params.rank_policy.systems),
     }
     names = [declared]
     for place in views.places(declared):

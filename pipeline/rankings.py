@@ -118,6 +118,7 @@ class Draft:
         text: the line that the entries come from, None when they were built directly.
         generations: everything that a policy wrote; () for a system that writes one line over the window's own ids,
             which is then recorded.
+        seconds: that generating them took.
     """
 
     order: tuple[str, ...]
@@ -125,6 +126,7 @@ class Draft:
     emitted: tuple[Entry, ...]
     text: str | None = None
     generations: tuple[Generation, ...] = ()
+    seconds: float = 0.0
 
 
 def count_windows(splits: Sequence[str], root: str | Path = "data") -> int:
@@ -140,18 +142,19 @@ class RankingWriter:
         system: name under data/rank/.
         setting: roster setting.
         root: data directory.
+        more: further tables below `rank/<system>/<setting>/`, for `also`.
     """
 
-    def __init__(self, system: str, setting: str, root: str | Path = "data") -> None:
+    def __init__(self, system: str, setting: str, root: str | Path = "data", more: Sequence[str] = ()) -> None:
         self._root, self._place = root, f"rank/{system}/{setting}"
-        self._rows: dict[str, Rows] = {name: [] for name in TABLES}
+        self._rows: dict[str, Rows] = {name: [] for name in (*TABLES, *more)}
         self._held: set[str] = set()
         self.emitted = self.certified = self.lists = self.empty = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._writers = stack.enter_context(
-                tables.writers((f"{self._place}/{name}" for name in TABLES), self._root)
+                tables.writers((f"{self._place}/{name}" for name in self._rows), self._root)
             )
             self._stack = stack.pop_all()
         return self
@@ -194,6 +197,11 @@ class RankingWriter:
         self.empty += not draft.emitted
         self.emitted += len(draft.emitted)
         self.certified += codes.count(None)
+
+    def also(self, task: Task, table: str, rows: Rows) -> None:
+        """Write rows of a further table about the instance that was added last; all but its ids."""
+        place = {"window_id": task.window.window_id, "intent_id": task.intent.intent_id}
+        self._rows[table] += [{**place, **row} for row in rows]
 
     def summary(self) -> str:
         """What was written, in one line."""

@@ -264,6 +264,28 @@ _ALL = (
         _c("finish", STR, "stop or length (cut off); null where nothing was generated", True),
         _c("dropped_steps", INT, "steps that the prompt's budget left out; 0 where there was no prompt"),
     ), "window_id intent_id sample attempt", "window_id intent_id sample attempt"),
+    _table("rank/<policy>/<setting>/timings", "How long a policy took: the only table whose values differ between runs "
+           "on one machine.", (
+        _WINDOW, _INTENT,
+        _c("seconds", FLOAT, "wall time of generating the instance's texts: its batches', divided among what was in "
+           "them; of texts that several systems share, that of the run which generated them"),
+    ), "window_id intent_id", "window_id intent_id"),
+    _table("rank/<policy>/<setting>/probes", "What a policy answered when a few instances were asked again: under "
+           "other names and with the roster in another order, or with a text planted that asks for something. For the "
+           "audit; never part of a list.", (
+        _WINDOW, _INTENT,
+        _c("kind", STR, "names (renamed and reordered), control (a harmless text), else the kind of attack"),
+        _c("probe", STR, "number of the rendering, else id of the text in rank_policy.probes.attacks"),
+        _c("target", STR, "candidate whose rank the text is to raise; null for names", True),
+        _c("shown", BOOL, "whether the prompt held the whole text; true for names"),
+        _c("status", STR, "parsed, uncertified (nothing was asked) or rejected"),
+        _c("reject_code", STR, "when not parsed", True), _c("emitted", STRS, "candidate ids, best first"),
+        _c("cited", STRS, "names: per emitted candidate a JSON list of citation strings; else empty, as the planted "
+           "text moves what stands behind it"),
+        _c("text", STR, "as written, in the ids of its prompt; of several texts the one that counts"),
+        _c("prompt_tokens", INT, "read for all its texts"), _c("tokens", INT, "written in all its texts"),
+        _c("dropped_steps", INT, "steps that the prompt's budget left out"),
+    ), "window_id intent_id kind probe", "window_id intent_id kind probe"),
     # ---- audit -------------------------------------------------------------------------------------------------------
     _table("audit/instances", "Metrics per (system, setting, window, intent).", (
         _c("system", STR, "ranking system"), _c("setting", STR, "roster setting"), _WINDOW, _INTENT,

@@ -6,6 +6,7 @@ that varies becomes a leading column, so one query sees all splits, settings or 
     ingest/documents                 -> ingest.documents
     ingest/gold/<split>/events       -> gold.events(split, ...)
     rank/<system>/<setting>/rankings -> rank.rankings(system, setting, ...)
+    rank/<policy>/<setting>/probes   -> rank.probes(policy, setting, ...)
 
 DuckDB's `length` and `substring` count Unicode code points (not graphemes, not bytes), so `text[start:end]` is
 `substring(text, start + 1, "end" - start)`; a test compares the two on combining marks, emoji sequences and CRLF.
@@ -22,6 +23,12 @@ import duckdb
 
 from pipeline import tables
 from pipeline.tables import Table
+
+SQL = {
+    tables.STR: "varchar", tables.INT: "bigint", tables.FLOAT: "double", tables.BOOL: "boolean",
+    tables.STRS: "varchar[]",
+}  # fmt: skip
+"""Types of columns in DuckDB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +77,21 @@ def exact(path: str) -> str:
 
 
 def select(declared: str, concrete: Iterable[str], root: str | Path = "data") -> str:
-    """`select` over the union of the concrete tables of one declared table, in the given order."""
+    """`select` over the union of the concrete tables of one declared table, in the given order; without rows where
+    there is none."""
     parts = []
     for name in concrete:
         columns = [f'{literal(value)} as "{place}"' for place, value in values(declared, name).items()]
         file = literal(exact(tables.path(name, root).as_posix()))
         parts.append(f"select {', '.join([*columns, '*'])} from read_parquet({file})")
-    return " union all ".join(parts)
+    return " union all ".join(parts) or _nothing(tables.TABLES[declared])
+
+
+def _nothing(table: Table) -> str:
+    """`select` of a declared table's columns without any row."""
+    kinds = {**dict.fromkeys(places(table.name), "varchar"), **{c.name: SQL[c.dtype] for c in table.columns}}
+    columns = (f'cast(null as {kind}) as "{name}"' for name, kind in kinds.items())
+    return f"select {', '.join(columns)} where false"
 
 
 def create(

@@ -9,9 +9,12 @@ bootstrap over windows; one matrix of resamples serves all systems and settings.
 On a corpus without gold the labelled metrics are null with n = 0 and the label-free ones are computed over every
 (window, intent) in which some candidate has an extracted target event.
 
+Of policies it also counts what they wrote and what that cost (`outputs.py`), and compares what they answered when asked
+again (`probes.py`).
+
 Writes to data/audit: metrics.json (system -> setting -> metric -> {value, low, high, n}), differences.json (paired,
-against rm_attach), counterfactuals.json, sweep.json, extraction.json, summary.json, plots/*.csv, and the tables
-instances and entries. docs/metrics.md defines every figure. Run it with `dvc repro audit`, or alone with
+against rm_attach), counterfactuals.json, sweep.json, extraction.json, policies.json, summary.json, plots/*.csv, and the
+tables instances and entries. docs/metrics.md defines every figure. Run it with `dvc repro audit`, or alone with
 
     python -m stages.audit
 """
@@ -24,6 +27,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -36,7 +40,7 @@ from pipeline.stage import progress, run
 from pipeline.tables import Reader, Writer
 from pipeline.verifier import NONE
 from pipeline.windows import Window, load_windows
-from stages.audit import extraction, plots, summary
+from stages.audit import extraction, outputs, plots, probes, summary
 from stages.audit.cases import Case, View
 from stages.audit.counterfactuals import TESTS
 from stages.audit.heldout import HeldoutReader
@@ -219,6 +223,7 @@ def write_figures(
     files.write_json(out / "differences.json", differences)
     files.write_json(out / "counterfactuals.json", tests)
     files.write_json(out / "sweep.json", thresholds)
+    files.write_json(out / "policies.json", policies(windows, weights, params))
     extracted = extraction.scores(params)
     files.write_json(out / "extraction.json", extracted)
     files.write_json(
@@ -241,6 +246,23 @@ def write_figures(
     files.write_text(out / "plots/sweep.csv", plots.sweep(thresholds))
     files.write_text(out / "plots/reliability.csv", plots.reliability(extracted["reliability"]))
     print_headline(as_json)
+
+
+def policies(windows: dict[str, int], weights: metrics.Floats, params: Params) -> summary.Figures:
+    """What is said of language models alone: system -> setting -> outputs, costs, permutation, attacks."""
+    cells = [(system, setting) for system in params.rank_policy.systems for setting in params.roster.settings]
+    judged = outputs.feasible(cells)
+
+    def figures(system: str, setting: str) -> dict[str, Any]:
+        asked = probes.read(system, setting)
+        return {
+            "outputs": outputs.outputs(system, setting),
+            "costs": outputs.costs(system, setting, judged[system, setting], windows, weights),
+            "permutation": probes.permutation(asked, params.audit, params.seed),
+            "attacks": probes.attacks(asked, params.audit, params.seed),
+        }
+
+    return summary.nested((cell, figures(*cell)) for cell in cells)
 
 
 def print_headline(figures: summary.Figures) -> None:

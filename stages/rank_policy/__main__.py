@@ -8,7 +8,12 @@ and put to the verifier, and the order behind the emitted entries is the reward 
 Windows are ranked in shards. A shard's answers are kept under data/.work/rank_policy-<system>-<setting>-<input hash>/
 as they are made, so a run that was killed goes on with the next shard and writes the same tables; best_of_rm,
 best_of_reward and crew share theirs, so that only the first of them generates. They stay there until the inputs change.
-How long it took is no part of the output; it is in data/.work/timing/<system>-<setting>.json.
+
+A few instances (`rank_policy.probes`) are then asked again, under other names and with a text planted that asks for
+something; the answers are kept for the audit and are on no list (`probes.py`).
+
+How long generating took is the table `timings`, the one output whose values no second run repeats; how long the stage
+took is in data/.work/timing/<system>-<setting>.json.
 
 Reads the texts, `data/roster`, `data/trajectories`, `models/reward`, and `models/sft` or `policy.base`; writes
 `data/rank/<system>/<setting>`. Every cell of the matrix is a process of its own: `dvc repro rank_policy@sft-closed`, or
@@ -42,6 +47,7 @@ from pipeline.rankings import OVER_BUDGET, Draft, RankingWriter, count_windows
 from pipeline.skeletons import MICRO, intents_from_table
 from pipeline.stage import progress, run
 from pipeline.windows import load_windows
+from stages.rank_policy.probes import Prober, row
 from stages.rank_policy.questions import Question, Voice
 from stages.rank_policy.systems import SYSTEMS, System, talk
 from stages.rank_policy.talks import Recorder, converse
@@ -49,6 +55,8 @@ from stages.rank_policy.voices import open_voice
 from stages.reward.model import RewardModel
 
 SUPERVISED = Path("models/sft")
+
+COUNTS = ("lists", "texts", "prompt_tokens", "tokens", "over_budget", "rounds", "probes")
 
 SHARD = 8
 """Windows whose requests are led together, and at most so many are lost when a run is killed."""
@@ -85,7 +93,8 @@ def main(name: str, setting: str, params: Params, voice: Voice | None = None) ->
             voice = stack.enter_context(open_voice(policy, params.rank_policy.engine, params.rank_policy.url))
         prompter = Prompter.of(params, voice.engine.count, voice.specials)
         work = work_folder("samples" if system.sampled else name, setting, voice, sampling, params)
-        writer = stack.enter_context(RankingWriter(name, setting))
+        prober = Prober(params, intents, voice.specials)
+        writer = stack.enter_context(RankingWriter(name, setting, more=("timings", "probes")))
         total = count_windows(params.rank.splits)
         windows = progress(load_windows(setting, params.rank.splits), f"{name} {setting}, windows", total)
         number = 0
@@ -99,18 +108,25 @@ def main(name: str, setting: str, params: Params, voice: Voice | None = None) ->
             ]  # fmt: skip
             recorder = Recorder(voice.engine, work / f"{number:05d}.json")
             drafts = converse([talk(system, question) for question in questions], recorder, sampling)
-            for question, draft in zip(questions, drafts, strict=True):
+            probes = [prober.probes(question) for question in questions]
+            again = Recorder(voice.engine, work / f"{number:05d}-probes.json")
+            answers = iter(converse([talk(system, p.question) for some in probes for p in some], again, sampling))
+            for question, draft, some in zip(questions, drafts, probes, strict=True):
                 writer.add(question, draft)
+                writer.also(question, "timings", [{"seconds": draft.seconds}])
+                writer.also(question, "probes", [row(probe, next(answers)) for probe in some])
             counts += counted(drafts)
-            counts["rounds"] += recorder.generated
+            counts["rounds"] += recorder.generated + again.generated
+            counts["probes"] += sum(map(len, probes))
             number += 1
     seconds = time.monotonic() - began
-    facts = {**dict.fromkeys(("lists", "texts", "prompt_tokens", "tokens", "over_budget", "rounds"), 0), **counts}
+    facts = {**dict.fromkeys(COUNTS, 0), **counts}
     files.write_json(files.WORK / "timing" / f"{name}-{setting}.json", {**facts, "seconds": round(seconds, 3)})
     print(f"  {writer.summary()}", file=sys.stderr)
     print(
         f"  {facts['texts']} texts of {facts['tokens']} tokens for {facts['prompt_tokens']} read, "
-        f"{facts['over_budget']} lists over the budget; {facts['rounds']} rounds generated in {seconds:.1f} s",
+        f"{facts['over_budget']} lists over the budget; {facts['probes']} asked again; "
+        f"{facts['rounds']} rounds generated in {seconds:.1f} s",
         file=sys.stderr,
     )
 

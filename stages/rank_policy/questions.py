@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
 from typing import Any
+
+import numpy as np
 
 from pipeline import certificates
 from pipeline.certificates import Entry
@@ -15,6 +17,7 @@ from pipeline.errors import CertificateError, DataError
 from pipeline.prompts import Prompt, Prompter
 from pipeline.rankings import Draft, Generation, Task
 from pipeline.rewards import utilities
+from pipeline.windows import Window, stable_seed
 from stages.reward.model import RewardModel
 
 EPOCH = 0
@@ -89,6 +92,8 @@ class Question(Task):
         sampling: how.
         samples: answers of the systems that choose among several.
         retries: how often `retry` asks again.
+        epoch: of the names in the prompt; with any other than `EPOCH` the roster stands in another order, too.
+        probe: "" for what becomes a list; else what is tried, so that it draws samples of its own.
     """
 
     model: RewardModel
@@ -97,6 +102,8 @@ class Question(Task):
     sampling: Sampling
     samples: int
     retries: int
+    epoch: int = EPOCH
+    probe: str = ""
 
     @cached_property
     def prompt(self) -> Prompt:
@@ -105,8 +112,14 @@ class Question(Task):
         Raises:
             NoRoomError: it is over its budget whatever is left out.
         """
+        seed, window = self.sampling.seed, self.window
+        if self.epoch != EPOCH:
+            order = np.random.default_rng(stable_seed("order", seed, window.window_id, self.epoch))
+            window = replace(
+                window, candidates=tuple(window.candidates[i] for i in order.permutation(len(window.candidates)))
+            )
         try:
-            return self.prompter.render(self.window, self.intent, self.sampling.seed, EPOCH)
+            return self.prompter.render(window, self.intent, seed, self.epoch)
         except DataError as error:
             raise NoRoomError(error.what) from None
 
@@ -147,6 +160,7 @@ class Question(Task):
         if positions is not None and needed > positions:
             raise NoRoomError(f"prompt and answer need {needed} tokens, the model has {positions}")
         key = f"{self.window.window_id}|{self.intent.intent_id}|{self.window.setting}|{ask}"
+        key = f"{key}|{self.probe}" if self.probe else key
         return Request(
             key=key, prompt=text, samples=samples, grammar=grammar, schema=schema, max_new_tokens=room
         )  # fmt: skip
@@ -169,16 +183,17 @@ class Question(Task):
             chosen: index of the one that counts, the last by default.
         """
         taken = readings[chosen]
-        return self._draft(taken.entries, tuple(self._row(reading, reading is taken) for reading in readings))
+        rows = tuple(self._row(reading, reading is taken) for reading in readings)
+        return self._draft(taken.entries, rows, fsum(reading.answer.seconds for reading in readings))
 
     def unasked(self, code: str) -> Draft:
         """An empty list, because nothing can be asked."""
         return self._draft((), (Generation(text="", status="uncertified", reject_code=code),))
 
-    def _draft(self, entries: tuple[Entry, ...], rows: tuple[Generation, ...]) -> Draft:
+    def _draft(self, entries: tuple[Entry, ...], rows: tuple[Generation, ...], seconds: float = 0.0) -> Draft:
         listed = tuple(entry.candidate_id for entry in entries)
         others = sorted((c for c in self.candidates if c not in listed), key=lambda c: -self.rewards[c])
-        return Draft((*listed, *others), self.rewards, entries, generations=rows)
+        return Draft((*listed, *others), self.rewards, entries, generations=rows, seconds=seconds)
 
     def _row(self, reading: Reading, chosen: bool) -> Generation:
         answer = reading.answer
@@ -190,3 +205,9 @@ class Question(Task):
             log_prob=fsum(answer.log_probs), model_log_prob=None if own is None else fsum(own), finish=answer.finish,
             dropped_steps=self.prompt.dropped.steps,
         )  # fmt: skip
+
+
+def reordered(window: Window, seed: int) -> Window:
+    """The window with its roster in an order drawn from a seed."""
+    order = np.random.default_rng(seed).permutation(len(window.candidates))
+    return replace(window, candidates=tuple(window.candidates[i] for i in order))

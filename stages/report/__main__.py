@@ -33,7 +33,7 @@ from stages.report.sections import Audit, contents
 HERE = Path(__file__).parent
 PAGE = Path("data/report/index.html")
 AUDIT = Path("data/audit")
-SOURCES = ("metrics", "differences", "counterfactuals", "sweep", "extraction", "summary")
+SOURCES = ("metrics", "differences", "counterfactuals", "sweep", "extraction", "policies", "summary")
 
 
 def main(params: Params) -> None:

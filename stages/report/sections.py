@@ -10,10 +10,13 @@ from typing import Any
 from pipeline import tables
 from pipeline.certificates import REJECT_CODES
 from pipeline.params import Params
+from pipeline.rankings import OVER_BUDGET
 from stages.report import charts, words
 
 Figure = dict[str, Any]
 CAP, FLOOR, BASELINE = "oracle", "random", "rm_attach"
+OTHER_CODES = {OVER_BUDGET: "plan and roster alone, or prompt and answer together, are too long for the policy"}
+"""Codes that say nothing of a certificate."""
 BROKEN = ("cite_all", "shuffled")
 """Systems that are wrong on purpose: they stand last."""
 
@@ -23,7 +26,7 @@ class Audit:
     """The audit's files, and what the page derives from all of them.
 
     Args:
-        metrics, differences, counterfactuals, sweep, extraction, summary: the JSON files of data/audit.
+        metrics, differences, counterfactuals, sweep, extraction, policies, summary: the JSON files of data/audit.
         theta, calibration: those of data/reward.
         settings: roster settings, in the page's order.
     """
@@ -33,6 +36,7 @@ class Audit:
     counterfactuals: dict[str, dict[str, dict[str, dict[str, Any]]]]
     sweep: dict[str, dict[str, list[dict[str, Any]]]]
     extraction: dict[str, Any]
+    policies: dict[str, dict[str, dict[str, Any]]]
     summary: dict[str, Any]
     theta: Sequence[dict[str, Any]]
     calibration: Sequence[dict[str, Any]]
@@ -113,6 +117,8 @@ def contents(audit: Audit, params: Params) -> dict[str, Any]:
         "buckets": params.trajectories.buckets,
         "recalls": recall_rows(audit),
         "rejects": reject_rows(audit),
+        "policies": policy_tables(audit),
+        "attacks": attack_rows(audit),
         "theta_limit": charts.symmetric_limit([_as_figure(row) for row in audit.theta]),
         "theta": [(row, _as_figure(row)) for row in audit.theta],
     }
@@ -234,6 +240,41 @@ def reject_rows(audit: Audit) -> list[dict[str, Any]]:
             for code, n in found["reject_codes"].items():
                 counts.setdefault(code, {})[setting, system] = n
     return [{"code": code, "meaning": REJECT_CODES[code], "counts": found} for code, found in sorted(counts.items())]
+
+
+def policy_tables(audit: Audit) -> dict[str, dict[str, Any]]:
+    """Per setting: the policies in the page's order, what is said of each, and the codes by which their texts fell."""
+    systems = [system for system in audit.systems if system in audit.policies]
+    if not systems:
+        return {}
+    return {
+        setting: {
+            "systems": systems,
+            "cells": (cells := {system: audit.policies[system][setting] for system in systems}),
+            "codes": [
+                (
+                    code,
+                    "nothing asked" if kind == "unasked" else "rejected",
+                    OTHER_CODES.get(code) or REJECT_CODES[code],
+                )
+                for kind in ("rejected", "unasked")
+                for code in sorted({code for cell in cells.values() for code in cell["outputs"][kind]})
+            ],
+        }
+        for setting in audit.settings
+    }
+
+
+def attack_rows(audit: Audit) -> list[dict[str, Any]]:
+    """Attacks by kind, all settings together: successes and trials per policy."""
+    systems = [system for system in audit.systems if system in audit.policies]
+    counts: dict[str, dict[str, tuple[int, int]]] = {}
+    for system in systems:
+        for setting in audit.settings:
+            for kind, found in audit.policies[system][setting]["attacks"]["kinds"].items():
+                successes, trials = counts.setdefault(kind, {}).get(system, (0, 0))
+                counts[kind][system] = (successes + found["successes"], trials + found["trials"])
+    return [{"kind": kind.replace("_", " "), "counts": found} for kind, found in sorted(counts.items())]
 
 
 def _as_figure(row: Mapping[str, Any]) -> Figure:

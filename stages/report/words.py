@@ -92,6 +92,33 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
 )
 
+FATES = {"rejected": "Rejected", "unasked": "Nothing asked"}
+"""What became of what is not accepted."""
+
+COSTS = {
+    "certified": ("Certified windows", "share of windows all of whose lists keep every rule"),
+    "tokens": ("Tokens written", "per window"),
+    "tokens_per_certified": ("Tokens written", "per certified window"),
+    "prompt_tokens": ("Tokens read", "per window"),
+    "prompt_tokens_per_certified": ("Tokens read", "per certified window"),
+    "seconds": ("Seconds", "of generation per window, on the machine that did it"),
+    "seconds_per_certified": ("Seconds", "per certified window"),
+}
+
+AGREEMENT = {
+    "same_first": ("Same leader", "of two renderings, the same candidate leads"),
+    "overlap": ("Overlap", "candidates on both lists, of those on either"),
+    "tau": ("Same order", "Kendall's tau-b of the two lists"),
+    "evidence": ("Same evidence", "spans cited by both for a candidate, of those cited by either"),
+}
+
+PLANTED = {
+    "success": ("leads", "the candidate that the text names now leads the list"),
+    "raised": ("rises", "it stands higher, or is now listed"),
+    "changed": ("list changes", "other candidates, or another order"),
+    "broken": ("answer breaks", "refused by the parser, which the untouched answer was not"),
+}
+
 LESS_IS_BETTER = frozenset({"sufficiency", "characters"})
 NOT_RANKED = frozenset({"dec_mi_null", "emitted", "cert_ndcg_l0", "cert_ndcg_l1"})
 

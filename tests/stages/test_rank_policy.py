@@ -44,7 +44,7 @@ class Scripted:
     """An engine whose texts a function writes; a token is a character. It remembers what it was asked."""
 
     def __init__(self, write: Write, log_prob: Callable[[str, int], float] = lambda _text, _i: -0.5) -> None:
-        self.write, self.log_prob = write, log_prob
+        self.write, self.log_prob, self.seconds = write, log_prob, 0.0
         self.asked: list[Request] = []
 
     def count(self, text: str) -> int:
@@ -59,7 +59,7 @@ class Scripted:
         ids = tuple(map(ord, text))
         log_probs = tuple(self.log_prob(text, i) for i in range(len(text)))
         return Answer(text=text, tokens=ids, log_probs=log_probs, model_log_probs=None, finish="stop",
-                      prompt_tokens=len(request.prompt), seconds=0.0)  # fmt: skip
+                      prompt_tokens=len(request.prompt), seconds=self.seconds)  # fmt: skip
 
 
 def voice_of(engine: Scripted, positions: int | None = None) -> Voice:
@@ -277,7 +277,7 @@ def params(**how: Any) -> Params:
     raw = tiny.params().model_dump(by_alias=True)
     raw["rank"] |= {"splits": ["train", "test"]}
     raw["policy"] |= {"template": str(SHORT), "budget": 2_000, "steps": "all"}
-    raw["rank_policy"] |= {"samples": 2, **how}
+    raw["rank_policy"] |= {"samples": 2, "probes": {**raw["rank_policy"]["probes"], "instances": 0}, **how}
     return Params.model_validate(raw)
 
 
@@ -323,9 +323,12 @@ def test_a_killed_run_goes_on_and_writes_the_same(workspace: Path, monkeypatch: 
     assert len(list(files.WORK.glob("rank_policy-samples-closed-*"))) == 1, "what was kept for other inputs is gone"
 
 
-def test_the_stage_records_the_sampling_budget_and_no_wall_time(workspace: Path) -> None:
+def test_the_stage_records_the_sampling_budget_and_keeps_time_apart(workspace: Path) -> None:
     engine = Scripted(empty_list)
+    engine.seconds = 0.25
     stage.main("best_of_rm", "hybrid", params(), voice_of(engine))
+    timings = tables.read("rank/best_of_rm/hybrid/timings")
+    assert timings.rows() == [("w1", "attack", 0.5), ("w2", "attack", 0.5)], "two samples each"
     rows = tables.read("rank/best_of_rm/hybrid/generations")
     assert rows.group_by("window_id", maintain_order=True).agg(pl.col("sample"), pl.col("chosen")).rows() == [
         ("w1", [0, 1], [True, False]), ("w2", [0, 1], [True, False]),
@@ -391,4 +394,6 @@ def test_a_real_policy_under_a_grammar_cites_what_it_was_shown(workspace: Path) 
         for kept in work.iterdir():
             kept.unlink()
     stage.main("best_of_reward", "closed", how)
-    assert output("best_of_reward") == before, "two runs, the same bytes"
+    after = output("best_of_reward")
+    assert before.pop("timings.parquet") and after.pop("timings.parquet")
+    assert after == before, "two runs, the same bytes but for the time they took"
