@@ -122,9 +122,9 @@ def _concrete() -> list[str]:
         todo = [declared]
         for place, values in (
             ("split", tables.SPLITS), ("setting", tables.SETTINGS), ("part", ("train", "tune", "audit")),
-            ("system", SYSTEMS),
+            ("system", SYSTEMS), ("policy", ()),
         ):  # fmt: skip
-            todo = [n.replace(f"<{place}>", v) for n in todo for v in (values if f"<{place}>" in n else values[:1])]
+            todo = [n.replace(f"<{place}>", v) for n in todo for v in (values if f"<{place}>" in n else ("",))]
         names += todo
     return names
 

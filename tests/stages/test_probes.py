@@ -292,7 +292,7 @@ def test_the_page_says_what_policies_wrote_and_what_moved_them(workspace: Path) 
     check_safe(page, text)
     assert "policies" in page.values("id") and "#policies" in page.values("href")
     told = " ".join(page.text.split())
-    for words in ("Rejected: truncated", "1 lists lost", "Tokens written per certified window", "Same leader",
+    for words in ("Rejected: truncated", "lists lost: 1", "per certified window", "Same leader",
                   "With a harmless text", "Attacks by kind"):  # fmt: skip
         assert words in told, words
     found = json.loads(Path("data/audit/policies.json").read_text())["sft"]["closed"]["attacks"]
