@@ -187,6 +187,16 @@ def test_a_killed_run_goes_on_with_its_probes(workspace: Path, monkeypatch: pyte
     assert output("sft") == whole and len(engine.asked) == first + 6, "the other shard's probes were kept"
 
 
+def test_systems_that_choose_among_the_same_samples_share_their_probes(workspace: Path) -> None:
+    engine = Scripted(lambda _request, n: "." if n else "nonsense")
+    stage.main("best_of_rm", "closed", params(), voice_of(engine))
+    asked = len(engine.asked)
+    stage.main("crew", "closed", params(), voice_of(engine))
+    assert len(engine.asked) == asked
+    first, second = (tables.read(f"rank/{name}/closed/probes") for name in ("best_of_rm", "crew"))
+    assert first.equals(second) and set(first["text"]) == {"."} and set(first["tokens"]) == {len("nonsense") + 1}
+
+
 def test_other_names_stand_in_another_order_and_mean_the_same() -> None:
     engine = Scripted(lambda _request, _n: ".")
     question = ask(engine, budget=20_000)
