@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 MODEL = Path("models/extract")
 FITTED = Path("models/fitted")
-FLOORS = r"Floors: events [\d.]+, mentions [\d.]+, roles [\d.]+\."
+FLOORS = r"Floors: events [\d.e-]+, mentions [\d.e-]+, roles [\d.e-]+\."
 """The line of a model card that adopting a model changes."""
 ADOPTED = """
 ## Adopted

@@ -41,6 +41,8 @@ def reached(analysis: Any) -> Counter[str]:
     """How often a limit was met in a shard that an extractor has read."""
     if isinstance(analysis, list):  # of a cross-fitted extractor: parts, each read by one model
         return sum((reached(part.analysis) for part in analysis), Counter[str]())
+    if hasattr(analysis, "encoder"):  # of a stacked one: the encoder cuts wherever the linear model does, and more
+        return reached(analysis.encoder)
     text = analysis.text
     shard = getattr(analysis, "shard", None)
     if shard is None:

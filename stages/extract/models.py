@@ -114,6 +114,8 @@ def _load_stacked(folder: Path, config: dict[str, Any]) -> Extractor:
     one, other = load_linear(folder / LINEAR), load_encoder(folder / ENCODER)
     try:
         event, mention, role = (Calibration(tuple(config[name]["weights"]), config[name]["bias"]) for name in MAPS)
+        if any(len(found.weights) != 2 for found in (event, mention, role)):
+            raise ValueError("a map has two weights")
         plain = StackedExtractor.of(one, other, Floors(**config["floors"]))
         return replace(plain, event_map=event, mention_map=mention, role_map=role)
     except (KeyError, TypeError, ValueError) as error:

@@ -1,9 +1,10 @@
 """The stacked extractor: the linear one and the encoder read every document, and what both say is weighed.
 
 Stacked generalisation (Wolpert, Neural Networks 5, 1992): a hypothesis has the confidence that a logistic map, fitted
-on held-out documents, gives to the two extractors' confidences; one that an extractor does not hold at all has `ABSENT`
-from it. The two err differently (words and their neighbours against vectors of whole sentences), so together they are
-surer where they agree, and the lattice holds what either has found. Order, relations and clusters are the encoder's.
+on held-out documents, gives to the two extractors' confidences; of a trigger or role that it does not hold,
+one has `ABSENT`, spread over types as the other one has them. The two err differently (words and their neighbours against
+vectors of whole sentences), so together they are surer where they agree, and the lattice holds what either has found,
+of overlapping spans the likeliest. Order, relations and clusters are the encoder's.
 
 G trigger spans, K event types.
 """
@@ -25,7 +26,7 @@ from stages.extract.encoder.model import EncoderExtractor
 from stages.extract.hashing import Floats, Ints
 from stages.extract.linear import Floors, LinearExtractor
 from stages.extract.rows import shape
-from stages.extract.softmax import Calibration
+from stages.extract.softmax import Calibration, Mask
 from stages.extract.tokens import Text
 
 ABSENT = 0.01
@@ -34,7 +35,6 @@ HELD = 0.01
 """Roles are asked of either extractor down to this probability given the event."""
 PLAIN = Calibration((0.5, 0.5), 0.0)
 """The geometric mean, before anything is fitted."""
-PLAIN_ROLES = Calibration((0.5, 0.5, 0.5), 0.0)
 
 
 class Analysis(NamedTuple):
@@ -65,7 +65,7 @@ class StackedExtractor:
         linear, encoder: fitted and calibrated on the same documents.
         event_map: of (linear, encoder) confidence in span and type.
         mention_map: of (linear, encoder) confidence in a span.
-        role_map: of (linear role given the event, encoder role and event, stacked event), to role and event.
+        role_map: of (linear, encoder) confidence in a role given the event.
         floors: which hypotheses are kept.
     """
 
@@ -85,7 +85,7 @@ class StackedExtractor:
         """
         if one.trigger_type.labels != other.network.labels.kinds:
             raise ValueError("the linear model and the encoder know different event types")
-        return cls(one, other, PLAIN, PLAIN, PLAIN_ROLES, floors).with_floors(floors)
+        return cls(one, other, PLAIN, PLAIN, PLAIN, floors).with_floors(floors)
 
     @property
     def candidate_kind(self) -> str:
@@ -112,17 +112,19 @@ class StackedExtractor:
 
     def triggers(self, analysis: Analysis) -> Triggers:
         """What either extractor holds for a trigger; spans may overlap."""
-        one, other = analysis
-        width = 1 + max(one.last.max(initial=0), other.last.max(initial=0))
-        keys = [own.first * width + own.last for own in analysis]
+        spans = [(own.first, own.last) for own in (analysis.linear, analysis.encoder)]
+        width = 1 + max(last.max(initial=0) for _, last in spans)
+        inside = [within(analysis, first, last) for first, last in spans]
+        keys = [(first * width + last)[kept] for (first, last), kept in zip(spans, inside, strict=True)]
         union = np.union1d(*keys)
-        confidences = []
-        for key, p_GK in zip(
-            keys, (self.linear.event_probabilities(one), self.encoder.event_probabilities(other)), strict=True
-        ):
-            held = np.full((len(union), len(self.kinds)), ABSENT)
-            held[np.searchsorted(union, key)] = p_GK
-            confidences.append(held)
+        held = [np.searchsorted(union, key) for key in keys]
+        found = (self.linear.event_probabilities(analysis.linear), self.encoder.event_probabilities(analysis.encoder))
+        confidences = [np.zeros((len(union), len(self.kinds))) for _ in found]
+        for own, rows, p_GK, kept in zip(confidences, held, found, inside, strict=True):
+            own[rows] = p_GK[kept]
+        for own, rows, other in zip(confidences, held, confidences[::-1], strict=True):
+            absent = np.setdiff1d(np.arange(len(union)), rows)
+            own[absent] = ABSENT * other[absent] / other[absent].sum(axis=1, keepdims=True)
         return Triggers(union // width, union % width, *confidences)
 
     def event_probabilities(self, triggers: Triggers) -> Floats:
@@ -133,7 +135,7 @@ class StackedExtractor:
         """Event hypotheses in order, and relations between them: rows of extract/events, extract/relations."""
         triggers = self.triggers(analysis)
         p_GK = self.event_probabilities(triggers)
-        chosen = choose(triggers.first, triggers.last, p_GK.sum(axis=1))
+        chosen = choose(triggers.first, triggers.last, np.minimum(p_GK.sum(axis=1), 1.0))
         first, last = triggers.first[chosen], triggers.last[chosen]
         return self.encoder.lay_out_events(analysis.encoder, first, last, p_GK[chosen], self.kinds)
 
@@ -148,8 +150,9 @@ class StackedExtractor:
 
     def mention_spans(self, analysis: Analysis) -> tuple[Ints, Ints, Floats]:
         """Spans of either, ascending, none overlapping a likelier one, with their stacked confidence."""
-        spans = [self.linear.mention_spans(analysis.linear), self.encoder.mention_spans(analysis.encoder)]
-        both = np.unique(np.concatenate([np.stack(own, axis=1) for own in spans]), axis=0)
+        found = [self.linear.mention_spans(analysis.linear), self.encoder.mention_spans(analysis.encoder)]
+        both = np.unique(np.concatenate([np.stack(own, axis=1) for own in found]), axis=0)
+        both = both[within(analysis, both[:, 0], both[:, 1])]
         first, last = both[:, 0], both[:, 1]
         p = self.mention_map.apply(*self.mention_parts(analysis, first, last))
         chosen = choose(first, last, p)
@@ -169,19 +172,20 @@ class StackedExtractor:
         """What either extractor says of roles of given mentions in given events.
 
         Returns:
-            window_id, event_id, mention_id, role, event (its confidence), and the parts of `role_map`: given, joint.
+            window_id, event_id, mention_id, role, event (its confidence), and the parts of `role_map`: linear, encoder.
         """
         # With events taken for certain, the linear model's confidence is that of the role given the event.
         sure = events.with_columns(confidence=pl.lit(1.0))
-        low = self.encoder.with_floors(replace(self.floors, role=min(HELD, self.floors.role)))
+        deep = self.encoder.with_floors(replace(self.floors, role=min(HELD, self.floors.role)))
         key = ["window_id", "event_id", "mention_id", "role"]
-        given = self.linear.arguments(analysis.linear, sure, mentions).rename({"confidence": "given"})
-        joint = low.arguments(analysis.encoder, events, mentions).rename({"confidence": "joint"})
-        both = given.join(joint, on=key, how="full", coalesce=True)
+        one = self.linear.arguments(analysis.linear, sure, mentions).rename({"confidence": "linear"})
+        other = deep.arguments(analysis.encoder, events, mentions).rename({"confidence": "joint"})
+        both = one.join(other, on=key, how="full", coalesce=True)
         both = both.join(events.select("event_id", event="confidence"), on="event_id", maintain_order="left")
-        return both.with_columns(
-            pl.col("given").fill_null(ABSENT), pl.col("joint").fill_null(ABSENT * pl.col("event"))
-        ).sort(key)
+        given = (pl.col("joint") / pl.col("event")).clip(upper_bound=1.0)
+        return both.select(
+            *key, "event", linear=pl.col("linear").fill_null(ABSENT), encoder=given.fill_null(ABSENT)
+        ).sort(key)  # fmt: skip
 
     def arguments(self, analysis: Analysis, events: pl.DataFrame, mentions: pl.DataFrame) -> pl.DataFrame:
         """Role hypotheses of given mentions in given events: rows of extract/arguments.
@@ -194,19 +198,24 @@ class StackedExtractor:
         if self.candidate_kind == "event_chain" or events.is_empty() or mentions.is_empty():
             return tables.table("extract/arguments").empty()
         parts = self.role_parts(analysis, events, mentions)
-        p = self.role_map.apply(*role_columns(parts))
-        # The confidence is of both, the floor on the role given the event, as with either extractor.
-        kept = parts.with_columns(confidence=pl.Series(p, dtype=pl.Float64)).filter(
-            pl.col("confidence") >= self.floors.role * pl.col("event")
-        )
-        return shape(kept, "extract/arguments")
+        # The confidence is of role and event, the floor on the role given the event, as with either extractor.
+        given = pl.Series("given", self.role_map.apply(*role_columns(parts)), dtype=pl.Float64)
+        kept = parts.with_columns(given).filter(pl.col("given") >= self.floors.role)
+        joint = (pl.col("given") * pl.col("event")).round(6)
+        return shape(kept.with_columns(confidence=joint), "extract/arguments")
 
 
 def role_columns(parts: pl.DataFrame) -> Sequence[Floats]:
     """The parts of `role_map`, one array each."""
-    return [parts[name].to_numpy() for name in ("given", "joint", "event")]
+    return [parts[name].to_numpy() for name in ("linear", "encoder")]
 
 
 def locate(text: Text, spans: pl.DataFrame) -> tuple[Ints, Ints]:
     """First and last token of spans in columns doc_id, start, end."""
     return text.locate(spans["doc_id"].to_list(), spans["start"].to_numpy(), spans["end"].to_numpy())
+
+
+def within(analysis: Analysis, first: Ints, last: Ints) -> Mask:
+    """Which spans the encoder reads in one piece: it cuts long sentences elsewhere than the linear model."""
+    cuts = analysis.encoder.shard.segments
+    return np.asarray(np.searchsorted(cuts, first, side="right") == np.searchsorted(cuts, last, side="right"))

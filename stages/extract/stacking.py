@@ -19,7 +19,7 @@ from stages.extract.encoder.targets import Goal, Placed, read_goal
 from stages.extract.hashing import Floats, Ints
 from stages.extract.linear import Floors, LinearExtractor
 from stages.extract.softmax import Calibration, Mask, fit_calibration
-from stages.extract.stacked import ABSENT, Analysis, StackedExtractor, locate, role_columns
+from stages.extract.stacked import Analysis, StackedExtractor, locate, role_columns
 
 LEAST = 20
 """Right, and wrong, hypotheses from which on a map is fitted."""
@@ -37,7 +37,7 @@ def fit_stack(
 
     Returns:
         The stacked extractor, and the expected calibration error of `event`, `mention` and `argument`: each half of the
-        held-out windows is judged by a map fitted on the other.
+        held-out windows is judged by a map fitted on the other (the two extractors' own calibrations saw both halves).
     """
     model = StackedExtractor.of(one, other, floors)
     errors: dict[str, float] = {}
@@ -71,7 +71,7 @@ def fitted(evidence: Evidence, otherwise: Calibration) -> Calibration:
 def event_evidence(model: StackedExtractor, analysis: Analysis, goal: Goal) -> Evidence:
     """All (span, type) hypotheses of either extractor in annotated sentences."""
     triggers = model.triggers(analysis)
-    held = np.maximum(triggers.linear_GK, triggers.encoder_GK) > ABSENT
+    held = np.maximum(triggers.linear_GK, triggers.encoder_GK) >= WORTH
     span, kind = np.nonzero(held & goal.events_T[triggers.first][:, None])
     truth = by_token(goal.event_first, goal.event_last, goal.event_kind)
     first, last = triggers.first[span], triggers.last[span]
@@ -93,25 +93,31 @@ def mention_evidence(model: StackedExtractor, analysis: Analysis, goal: Goal) ->
 
 
 def role_evidence(model: StackedExtractor, analysis: Analysis, goal: Goal) -> Evidence:
-    """All roles of found mentions in found events: right when the event is, and the filler of the role."""
+    """All roles of found mentions in found events that are right: what a role is worth, given its event."""
     events, _ = model.events(analysis)
     mentions = model.mentions(analysis)
-    first, _ = locate(analysis.text, events)
+    first, last = locate(analysis.text, events)
+    truth = by_token(goal.event_first, goal.event_last, goal.event_kind)
+    index = {name: k for k, name in enumerate(model.kinds)}
+    kinds = [index[name] for name in events["type"].to_list()]
     # Where no mention is annotated, no argument is: nothing there is right or wrong.
-    taught = events.filter(pl.Series((goal.events_T & goal.mentions_T)[first], dtype=pl.Boolean))
-    parts = model.role_parts(analysis, taught, mentions)
-    parts = parts.filter(pl.max_horizontal("given", pl.col("joint") / pl.col("event")) >= WORTH)
+    known = (goal.events_T & goal.mentions_T)[first]
+    true = [k in matches(truth, a, b) for a, b, k in zip(first.tolist(), last.tolist(), kinds, strict=True)]
+    taught = events.filter(pl.Series(known & np.array(true, dtype=bool), dtype=pl.Boolean))
+    parts = model.role_parts(analysis, taught, mentions).filter(pl.max_horizontal("linear", "encoder") >= WORTH)
     right = gold_roles(model.encoder, analysis.text, goal, taught, mentions)
-    row_of = [{key: row for row, key in enumerate(frame[f"{name}_id"].to_list())}
-              for name, frame in (("event", taught), ("mention", mentions))]  # fmt: skip
+    event_of, mention_of = (
+        {key: row for row, key in enumerate(frame[f"{name}_id"].to_list())}
+        for name, frame in (("event", taught), ("mention", mentions))
+    )
     role_of = {name: i for i, name in enumerate(model.encoder.network.labels.roles)}
     correct = np.array(
-        [role_of.get(role, -1) in right(row_of[0][event], row_of[1][mention])
+        [role_of.get(role, -1) in right(event_of[event], mention_of[mention])
          for event, mention, role in parts.select("event_id", "mention_id", "role").iter_rows()], dtype=bool,
     )  # fmt: skip
     token, _ = locate(analysis.text, taught)
-    rows = np.array([row_of[0][event] for event in parts["event_id"].to_list()], dtype=np.int64)
-    return _evidence(tuple(role_columns(parts)), correct, analysis, token[rows] if len(rows) else rows)
+    rows = np.array([event_of[event] for event in parts["event_id"].to_list()], dtype=np.int64)
+    return _evidence(tuple(role_columns(parts)), correct, analysis, token[rows])
 
 
 def _evidence(parts: tuple[Floats, ...], correct: Mask, analysis: Analysis, token: Ints) -> Evidence:

@@ -51,20 +51,26 @@ def write_stacked(
     """Write the card of a stacked extractor as Markdown; `errors` are the calibration errors of the stack."""
     maps = "\n".join(
         f"| {name} | {', '.join(f'{w:.3f}' for w in found.weights)} | {found.bias:.3f} |"
-        for name, found in (("event", model.event_map), ("mention", model.mention_map), ("argument", model.role_map))
+        for name, found in (
+            ("event", model.event_map),
+            ("mention", model.mention_map),
+            ("role given the event", model.role_map),
+        )
     )
     write_text(
         file,
         f"""# Stacked extractor
 
 A linear extractor (linear/) and an encoder (encoder/), fitted on the same windows, read every document; a logistic map
-of the two confidences, fitted on held-out windows, is what a hypothesis is worth.
+of the two confidences, fitted on held-out windows, is what a hypothesis is worth (a role: given its event).
 
-| | weights of linear, encoder (argument: and of the event) | bias |
+| confidence in | weights of linear, encoder | bias |
 |---|---|---|
 {maps}
 
-The encoder: {_network(model.encoder, data, held_out, folds)}
+The encoder is one part of it.
+
+{_network(model.encoder, data, held_out, folds)}
 
 Floors: events {model.floors.trigger}, mentions {model.floors.mention}, roles {model.floors.role}.
 {_measured(model.encoder, errors, scores)}""",

@@ -296,8 +296,8 @@ class EncoderExtractor:
     def score_pairs(self, analysis: Analysis, events: pl.DataFrame, mentions: pl.DataFrame) -> Pairs:
         """Raw role log-probabilities of all pairs within reach; the frames are as in `arguments`."""
         index = {name: k for k, name in enumerate(self.network.labels.kinds)}
-        events, e_first, e_last = _ascending(analysis.text, events)
-        mentions, m_first, m_last = _ascending(analysis.text, mentions)
+        events, e_first, e_last = _ascending(analysis, events)
+        mentions, m_first, m_last = _ascending(analysis, mentions)
         kind_E = np.array([index[name] for name in events["type"].to_list()], dtype=np.int64)
         with reproducible(0), torch.inference_mode():
             event_Q, mention_Q, log_p = self.network.pairs(analysis.shard, e_first, e_last, kind_E, m_first, m_last)
@@ -306,9 +306,11 @@ class EncoderExtractor:
         return Pairs(events, mentions, event_Q, mention_Q, log_p, same_Q)
 
 
-def _ascending(text: Text, frame: pl.DataFrame) -> tuple[pl.DataFrame, Ints, Ints]:
-    """Rows with a token, by (first, last) token."""
-    first, last = _locate(text, frame)
+def _ascending(analysis: Analysis, frame: pl.DataFrame) -> tuple[pl.DataFrame, Ints, Ints]:
+    """Rows with a token, by (first, last) token; a given span that a cut divides ends at the cut."""
+    first, last = _locate(analysis.text, frame)
+    cuts = analysis.shard.segments
+    last = np.where(last < first, last, np.minimum(last, cuts[np.searchsorted(cuts[:-1], first, side="right")] - 1))
     order = np.lexsort((last, first))
     order = order[last[order] >= first[order]]
     return frame[order], first[order], last[order]
