@@ -1,8 +1,8 @@
 """The stacked extractor: the linear one and the encoder read every document, and what both say is weighed.
 
 Stacked generalisation (Wolpert, Neural Networks 5, 1992): a hypothesis has the confidence that a logistic map, fitted
-on held-out documents, gives to the two extractors' confidences; of a trigger or role that it does not hold,
-one has `ABSENT`, spread over types as the other one has them. The two err differently (words and their neighbours against
+on held-out documents, gives to the two extractors' confidences; of a trigger or role that it does not hold, one has
+`ABSENT`, spread over types as the other one has them. The two err differently (words and their neighbours against
 vectors of whole sentences), so together they are surer where they agree, and the lattice holds what either has found,
 of overlapping spans the likeliest. Order, relations and clusters are the encoder's.
 

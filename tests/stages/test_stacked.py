@@ -128,7 +128,7 @@ def test_given_mentions_get_roles_and_scores(model: StackedExtractor) -> None:
 
 def test_floors_only_cut(model: StackedExtractor) -> None:
     data = corpus(3, 9)
-    low, high = (model.with_floors(Floors(x, 0.02, x)) for x in (0.02, 0.6))
+    low, high = (model.with_floors(Floors(x, 0.02, x)) for x in (1e-4, 0.6))
     many, few = read(low, data), read(high, data)
     for name, key in (("events", ["event_id"]), ("arguments", ["event_id", "mention_id", "role"])):
         assert few[name].height
