@@ -237,11 +237,11 @@ def cited_rows(window: Window, entry: Entry) -> Rows:
     """Rows of `certificates` for one entry, but for the instance and the rank."""
     return [
         {
-            "candidate_id": entry.candidate_id, "slot_id": slot_id, "doc_id": span.doc_id, "start": span.start,
-            "end": span.end, "handle_id": window.handle_of[span].handle_id,
+            "candidate_id": entry.candidate_id, "slot_id": slot_id, "nth": nth, "doc_id": span.doc_id,
+            "start": span.start, "end": span.end, "handle_id": window.handle_of[span].handle_id,
             "sha256": window.documents[span.doc_id].sha256,
         }
-        for slot_id, spans in entry.slots for span in spans
+        for slot_id, spans in entry.slots for nth, span in enumerate(spans)
     ]  # fmt: skip
 
 

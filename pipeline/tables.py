@@ -241,9 +241,11 @@ _ALL = (
         _c("reject_code", STR, "why uncertified", True),
     ), "window_id intent_id rank", "window_id intent_id rank"),
     _table("rank/<system>/<setting>/certificates", "Cited spans, resolved.", (
-        _WINDOW, _INTENT, _c("rank", INT, "of the entry"), _CAND, _c("slot_id", STR, "slot it supports"), *_SPAN,
+        _WINDOW, _INTENT, _c("rank", INT, "of the entry"), _CAND, _c("slot_id", STR, "slot it supports"),
+        _c("nth", INT, "of the slot's citations as written, from 0: a policy may cite one span twice, which is never "
+           "valid (repeated_span) and never repaired"), *_SPAN,
         _c("handle_id", STR, "as cited"), _c("sha256", STR, "of the document's text"),
-    ), "window_id intent_id rank slot_id doc_id start end", "window_id intent_id rank slot_id doc_id start end"),
+    ), "window_id intent_id rank slot_id doc_id start end nth", "window_id intent_id rank slot_id nth"),
     _table("rank/<system>/<setting>/generations", "What the system wrote, raw, every sample and attempt. A policy's "
            "ids are those of its prompt: the naming follows from the seed of params.yaml and epoch 0 "
            "(`pipeline.naming.draw_names`), and a text is read again against the window as printed "

@@ -238,10 +238,10 @@ def _ranked(
         out[f"rank/{system}/{setting}/certificates"] += [
             {
                 **place, "rank": 1, "candidate_id": candidate(window, "Ann"), "slot_id": slot,
-                "doc_id": f"{window}:doc-1", "start": start, "end": end, "handle_id": handles[start, end],
+                "nth": n, "doc_id": f"{window}:doc-1", "start": start, "end": end, "handle_id": handles[start, end],
                 "sha256": sha256_text(TEXT),
             }
-            for start, end in cited
+            for n, (start, end) in enumerate(cited)
         ]  # fmt: skip
     out[f"rank/{system}/{setting}/generations"].append({
         **place, "sample": 0, "attempt": 0, "chosen": True, "status": "parsed", "prompt_tokens": 0, "tokens": 0,

@@ -289,6 +289,27 @@ def test_costs_are_what_was_generated_for_the_judged_lists(workspace: Path) -> N
     assert costs["tokens_per_certified"]["value"] is None, "nothing was certified: no price, not a price of 0"
 
 
+def test_a_span_cited_twice_is_kept_as_written_and_never_valid(workspace: Path) -> None:
+    """A grammar allows `s2=E05,E05`; the tables hold both, pass their checks, and the audit says what is wrong."""
+    asked = params(("sft",), ("test",), instances=0)
+
+    def twice(request: Request, _n: int) -> str:
+        handle = next(word for word in request.prompt.split() if word.startswith("s2=E")).split(",")[0]
+        return f"C01 {handle},{handle.removeprefix('s2=')} ."
+
+    stage.main("sft", "closed", asked, voice_of(Scripted(twice)))
+    cited = tables.read("rank/sft/closed/certificates")
+    assert cited["nth"].to_list() == [0, 1] and cited.drop("nth").unique().height == 1
+    assert not [r.line() for r in quality.check("rank", asked, "data", tiny.ROOT / "stages") if not r.passed]
+    audit(asked)
+    told = json.loads(Path("data/audit/summary.json").read_text())["lists"]["sft"]["closed"]
+    assert told["reject_codes"] == {"repeated_span": 1} and told["status_disagreements"] == 0
+    files.write_json("data/reward/theta.json", [])
+    files.write_json("data/reward/calibration.json", [])
+    report(asked)
+    check_safe(Page(text := Path("data/report/index.html").read_text(encoding="utf-8")), text)
+
+
 def test_the_page_says_what_policies_wrote_and_what_moved_them(workspace: Path) -> None:
     asked = params(("sft", "retry"), ("test",), planted=20)
     stage.main("sft", "closed", asked, voice_of(Scripted(obedient)))
