@@ -13,6 +13,7 @@ single stream; GAE arXiv 1506.02438.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Literal
@@ -222,7 +223,14 @@ def gae(rewards_B: Tensor, values_BT: Tensor, mask_BT: Tensor, lam: float = 0.95
     return advantage_BT, (advantage_BT + values_BT) * mask_BT
 
 
-def whitened(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the tokens of the mask."""
-    own = x_BT[mask_BT]
-    return torch.where(mask_BT, (x_BT - own.mean()) / (own.std(unbiased=False) + 1e-8), 0.0)
+Total = Callable[[Sequence[float]], list[float]]
+"""Sums over processes."""
+
+
+def whitened(x_BT: Tensor, mask_BT: Tensor, total: Total = list) -> Tensor:
+    """Mean 0 and variance 1 over the tokens of the mask, those of all processes."""
+    own = x_BT[mask_BT].double()
+    whole, squares, n = total([float(own.sum()), float((own**2).sum()), float(len(own))])
+    mean = whole / max(n, 1)
+    std = sqrt(max(squares / max(n, 1) - mean**2, 0.0))
+    return torch.where(mask_BT, (x_BT - mean) / (std + 1e-8), 0.0)

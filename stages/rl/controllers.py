@@ -236,10 +236,10 @@ class Agpo:
         self.memory = Memory(**{name: state[name] for name in names})  # type: ignore[arg-type]
 
 
-def eps_settings(unit: Literal["token", "slot", "sequence"], base: float | None = None) -> dict[str, float]:
-    """Base and bounds of the clip width for a credit unit: a quarter and twice the base."""
+def widths(unit: Literal["token", "slot", "sequence"], base: float | None = None) -> tuple[float, float, float]:
+    """Least, base and largest clip width for a credit unit: a quarter of the base, the base, and twice of it."""
     base = EPS_BASE[unit] if base is None else base
-    return {"eps_base": base, "eps_min": base / 4, "eps_max": 2 * base}
+    return base / 4, base, 2 * base
 
 
 def permuted(items: Sequence[float], seed: int, step: int) -> list[float]:

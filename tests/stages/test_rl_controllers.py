@@ -23,9 +23,9 @@ from stages.rl.controllers import (
     InertWatch,
     Multiplier,
     check_inert,
-    eps_settings,
     permuted,
     reachable,
+    widths,
 )
 from stages.rl.statistics import (
     Statistics,
@@ -424,9 +424,9 @@ def test_a_budget_counts_probes_and_ends() -> None:
 
 def test_widths_are_scaled_to_the_unit() -> None:
     """Section 5.2."""
-    assert eps_settings("token") == {"eps_base": 0.2, "eps_min": 0.05, "eps_max": 0.4}
-    assert eps_settings("slot")["eps_base"] == 0.07 and eps_settings("sequence")["eps_base"] == 3.5e-4
-    assert AgpoSettings(**eps_settings("slot")).eps_max == close(0.14)
+    assert widths("token") == (0.05, 0.2, 0.4)
+    assert widths("slot")[1] == 0.07 and widths("sequence")[1] == 3.5e-4
+    assert widths("slot", 0.1) == (0.025, 0.1, 0.2)
 
 
 @pytest.mark.parametrize("change", [{"eps_min": 0.3}, {"tau_max": 0.9}, {"h_min": 2.0}, {"eps_min": 0.0}])

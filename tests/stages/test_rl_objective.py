@@ -327,8 +327,8 @@ def test_a_width_per_sample_is_the_formula_by_hand(unit: Any) -> None:
 def test_units_and_clips_that_fit() -> None:
     """N 1."""
     assert set(EVERY) == {
-        ("token", "fixed"), ("token", "agpo"), ("token", "dcpo"), ("token", "sapo"), ("slot", "fixed"), ("slot", "agpo"),
-        ("sequence", "fixed"), ("sequence", "agpo"), ("sequence", "gspo"),
+        ("token", "fixed"), ("token", "agpo"), ("token", "dcpo"), ("token", "sapo"), ("slot", "fixed"),
+        ("slot", "agpo"), ("sequence", "fixed"), ("sequence", "agpo"), ("sequence", "gspo"),
     }  # fmt: skip
 
 
