@@ -3,8 +3,8 @@
     python benchmarks/rl_step.py [--rounds 3] [--models tiny-mla smollm2-135m]
 
 The claim: forward and backward of a group at least 4 times as fast as the repeated forward, on a CPU with tiny-mla,
-with prompts of 800 tokens, 60 response tokens and 8 rollouts per prompt. Both sides run the same weights in float32 on the
-same random tokens, compute the vocabulary for response tokens alone, and must have equal gradients (relative error
+with prompts of 800 tokens, 60 response tokens and 8 rollouts per prompt. Both sides run the same weights in float32 on
+the same random tokens, compute the vocabulary for response tokens alone, and must have equal gradients (relative error
 below 1e-4). Sides take turns; medians over the rounds of wall-clock and of CPU seconds (a busy machine disturbs the
 former). `limit` is what the saved tokens alone would give, repeated over shared. Rollouts, the optimiser and other
 libraries are not measured here.

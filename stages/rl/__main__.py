@@ -57,7 +57,8 @@ def main(name: str, world: World, params: Params) -> None:
     instances = [i for s in arm.settings for i in read_instances("train", s, params, reward, arm.instances)]
     prompter = Prompter.of(params, lambda text: len(policy.encode(text)), policy.specials)
     sampler = Sampler(policy, prompter, params.seed, constrained=arm.validity == "grammar")
-    judge = Judge(policy, prompter, tuned(arm, params, reward), params.seed) if arm.judge_windows else None
+    held = tuned(arm, params, reward)
+    judge = Judge(policy, prompter, held, params.seed) if held else None
     live = curves(CURVES / name) if world.rank == 0 else None
 
     def log(step: int, row: dict[str, float]) -> None:
@@ -71,7 +72,10 @@ def main(name: str, world: World, params: Params) -> None:
         if world.rank == 0:
             say(line)
 
-    tell(f"{name}: {len(instances)} train instances, " + ", ".join(f"{k} {v}" for k, v in decided.summary().items()))
+    tell(
+        f"{name}: {len(instances)} train instances, {len(held)} tune instances, "
+        + ", ".join(f"{k} {v}" for k, v in decided.summary().items())
+    )
     trainer = Trainer(decided, sampler, instances, WORK / "rl" / name, tell, log, judge, world)
     state = trainer.run()
     if world.rank == 0:
@@ -91,7 +95,7 @@ def trainable(policy: Policy) -> Policy:
 
 
 def tuned(arm: Arm, params: Params, reward: RewardModel) -> list[Instance]:
-    """Instances of the first tune windows in the first roster setting."""
+    """Instances of the first tune windows in the first roster setting; none where none are asked for."""
     found = list(read_instances("tune", arm.settings[0], params, reward))
     windows = sorted({i.task.window.window_id for i in found})[: arm.judge_windows]
     return [i for i in found if i.task.window.window_id in windows]
@@ -112,9 +116,8 @@ class Judge:
             judged = sampler.judged(one, answer)
             [gains] = slot_gains("gated", [judged], one.instance, UNSHAPED)
             rows.append((fsum(gains), judged.rank, len(judged.entries), judged.certified))
-        n = max(len(self.instances), 1)
         names = ("gated", "rank", "entries", "certified")
-        return {name: fsum(column) / n for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        return {name: fsum(row[i] for row in rows) / len(self.instances) for i, name in enumerate(names)}
 
 
 def curves(folder: Path) -> Any:

@@ -68,7 +68,8 @@ class Facts:
 
     @property
     def flat(self) -> bool:
-        return is_flat(self.rewards, self.reach)
+        """Whether a comparison within the group says nothing; a single rollout is not compared within it."""
+        return len(self.gains) > 1 and is_flat(self.rewards, self.reach)
 
 
 @dataclass(slots=True)
