@@ -199,8 +199,17 @@ class Learner:
             values_GT = table.spread(self._values(table, scores.states_FD))
             token_GT = token_GT + VALUE_WEIGHT * objective.value_loss(values_GT, lot.values_GT, lot.targets_GT, mask_GT)
         ratio_GT = objective.log_ratio(new_GT.detach(), lot.old_GT, decided.unit, slot_GT, mask_GT).exp()
-        counts = objective.clip_counts(ratio_GT, lot.advantage_GT, lot.low, lot.high, mask_GT)
+        counts = objective.clip_counts(ratio_GT, lot.advantage_GT, *self._bounds(lot), mask_GT)
         return (lot.weight_GT * token_GT).sum(), kl, counts
+
+    def _bounds(self, lot: Lot) -> tuple[Tensor | float, Tensor | float]:
+        """Widths beyond which the clip kills a gradient; a soft gate, or none, never does."""
+        if self.arm.objective == "reinforce" or self.decided.clip == "sapo":
+            return math.inf, math.inf
+        if self.decided.clip == "dcpo":
+            least_GT, most_GT = objective.dcpo_bounds(lot.old_GT)
+            return 1 - least_GT, most_GT - 1
+        return lot.low, lot.high
 
     @torch.no_grad()
     def moved(self, lots: Sequence[Lot]) -> dict[str, float]:
