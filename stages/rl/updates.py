@@ -214,15 +214,15 @@ class Learner:
     @torch.no_grad()
     def moved(self, lots: Sequence[Lot]) -> dict[str, float]:
         """How far the updates took the policy: step-KL, and the likelihood of what was good."""
-        sums = [0.0] * 6
+        sums = [0.0] * 5
         for lot in lots:
             new_GT, mask_GT = self.scorer.score(lot.table).log_probs_GT, lot.mask_GT
             good_GT = mask_GT & (lot.advantage_GT > 0)
             kl_GT = objective.step_kl(new_GT, lot.old_GT)[mask_GT]
             parts = (kl_GT.double().sum(), mask_GT.sum(), (new_GT - lot.old_GT)[good_GT].double().sum(), good_GT.sum(),
-                     new_GT[good_GT].double().sum(), 0.0)  # fmt: skip
+                     new_GT[good_GT].double().sum())  # fmt: skip
             sums = [a + float(b) for a, b in zip(sums, parts, strict=True)]
-        kl, tokens, change, good, level, _ = self.world.total(sums)
+        kl, tokens, change, good, level = self.world.total(sums)
         step_kl = kl / max(tokens, 1)
         return {"kl_step": step_kl, "logp/pos_change": change / max(good, 1), "logp/pos_rows": level / max(good, 1)}
 
