@@ -5,6 +5,7 @@ The file is read with the YAML 1.2 parser that DVC itself uses, so `on`, `off` a
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,8 @@ System = Literal["rm_attach", "rule_attach", "rm_cert", "random", "cite_all", "s
 PolicySystem = Literal[
     "zero_shot", "sft", "sft_grammar", "sft_json", "retry", "best_of_rm", "best_of_reward", "crew", "posthoc"
 ]
+
+_RUN = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _distinct(values: list[str]) -> list[str]:
@@ -166,6 +169,122 @@ class Sft(Section):
     checkpoint: Count
 
 
+class Agpo(Section):
+    """AGPO's controllers (`stages.rl.controllers` says what each number does)."""
+
+    preset: Literal["corrected", "published"]
+    probe_source: Literal["fresh", "previous", "train"]
+    probe_size: Count
+    tau_min: Annotated[float, Field(gt=0)]
+    tau_max: Annotated[float, Field(gt=0)]
+    lambda_temp: Annotated[float, Field(ge=0)]
+    eps_base: Literal["unit"] | Annotated[float, Field(gt=0)]
+    alpha: float
+    gamma: Annotated[float, Field(ge=0)]
+    delta: Annotated[float, Field(ge=0)]
+    zeta: Annotated[float, Field(ge=0)]
+    h_min: Annotated[float, Field(gt=0)]
+    h_max: Annotated[float, Field(gt=0)]
+    w_r: Annotated[float, Field(ge=0)]
+    w_e: Annotated[float, Field(ge=0)]
+    w_k: Annotated[float, Field(ge=0)]
+    dispersion: Literal["std", "mad", "iqr"]
+    vote_key: Literal["slot_mean", "top1", "set", "list"]
+    vote_invalid: Literal["drop", "unique"]
+    shuffle: bool
+
+
+class RefKl(Section):
+    beta: Literal["preset"] | Annotated[float, Field(ge=0)]
+    estimator: Literal["k3_is", "k2", "k3", "k1_parity"]
+
+
+class Shaping(Section):
+    """Weights of the rewards `additive` (certificate, cycle), `graded`, `economy` and `contrast`."""
+
+    certificate: Annotated[float, Field(ge=0)]
+    cycle: Annotated[float, Field(ge=0)]
+    graded: Annotated[float, Field(ge=0, lt=1)]
+    economy: Share
+    contrast: Annotated[float, Field(ge=0)]
+
+
+class Arm(Section):
+    """One run of reinforcement learning; docs/rl.md explains every switch. `preset`: what the objective asks for."""
+
+    settings: Annotated[list[Setting], Field(min_length=1), AfterValidator(_distinct)]
+    instances: Count
+    objective: Literal["ecpo", "grpo", "rank_grpo", "ppo", "reinforce"]
+    credit_unit: Literal["preset", "slot", "token", "sequence"]
+    slot_return: Literal["to_go", "own", "list"]
+    reward: Literal["preset", "gated", "additive", "rank", "graded", "economy", "contrast"]
+    clip: Literal["fixed", "agpo", "dcpo", "sapo", "gspo"]
+    eps: Literal["unit"] | Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+    advantage: Literal["preset", "smooth", "group", "group_nostd", "single_stream"]
+    loss_agg: Literal["preset", "slot_mean", "seq_mean", "token_mean", "const"]
+    temperature: Literal["fixed", "agpo"]
+    tau: Annotated[float, Field(gt=0, le=10)]
+    controller: Literal["off", "agpo"]
+    mismatch: Literal["icepop", "tis", "off"]
+    mismatch_level: Literal["token", "sequence"]
+    prefix_sharing: Literal["split", "block_mask", "off"]
+    guard: Annotated[list[Literal["gtpo", "llds"]], AfterValidator(_distinct)]
+    validity: Literal["grammar", "lagrange"]
+    value_trunk: Literal["shared", "separate"]
+    ref_kl: RefKl
+    shaping: Shaping
+    agpo: Agpo
+    strict: bool
+    steps: Count
+    tokens: Annotated[int, Field(ge=0)]
+    prompts: Count
+    group_size: Count
+    updates_per_rollout: Count
+    minibatches_per_rollout: Count
+    resample: Annotated[int, Field(ge=0)]
+    rate: Rate
+    warm_up: Annotated[int, Field(ge=0)]
+    judge_windows: Annotated[int, Field(ge=0)]
+    judge_every: Count
+    checkpoint: Count
+    patience: Annotated[int, Field(ge=0)]
+
+
+class Rl(Arm):
+    """Shared settings, and named runs with what each changes."""
+
+    runs: Annotated[list[str], AfterValidator(_distinct)]
+    matrix: dict[str, dict[str, Any]]
+
+    def arm(self, run: str) -> Arm:
+        """The settings of a run, its changes merged into the shared ones."""
+        shared = self.model_dump(exclude={"runs", "matrix"})
+        return Arm.model_validate(_merged(shared, self.matrix[run]))
+
+    @model_validator(mode="after")
+    def _runs(self) -> Self:
+        for run in self.matrix:
+            if not _RUN.fullmatch(run):
+                raise ValueError(f"matrix: {run!r} is no name of lower-case letters, digits and _")
+            try:
+                self.arm(run)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(map(str, first["loc"]))
+                raise ValueError(f"matrix.{run}.{where}: {first['msg']}") from None
+        if unknown := [run for run in self.runs if run not in self.matrix]:
+            raise ValueError(f"runs: {unknown[0]!r} is not in matrix")
+        return self
+
+
+def _merged(into: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    out = dict(into)
+    for key, value in changes.items():
+        inner = out.get(key)
+        out[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return out
+
+
 class Verifier(Section):
     accept: Share
     margin: Share
@@ -253,6 +372,7 @@ class Params(Section):
     reward: Reward
     policy: Policy
     sft: Sft
+    rl: Rl
     verifier: Verifier
     rank: Rank
     rank_policy: RankPolicy

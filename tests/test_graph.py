@@ -96,7 +96,7 @@ def test_labels_reach_only_these_stages(path: str, allowed: set[str]) -> None:
     assert readers(path) <= allowed
 
 
-@pytest.mark.parametrize("name", ["rank", "trajectories", "roster"])
+@pytest.mark.parametrize("name", ["rank", "rl", "trajectories", "roster"])
 def test_what_ranks_sees_no_label_outside_train_and_tune(name: str) -> None:
     """Follow the data of the stage back to its sources: gold of test and cal, and the audit's reference, never occur.
 
