@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 READY := .venv/.ready
 SERVE_READY := .venv-serve/.ready
 
-.PHONY: help env serve-env run test check experiments train-base bench lock clean
+.PHONY: help env serve-env run ui test check experiments train-base bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -42,6 +42,9 @@ $(SERVE_READY): requirements/serve.txt
 run: env  ## build everything that params.yaml asks for and say where the results are
 	dvc repro
 	@certrank summary
+
+ui: env  ## Prefect's server on 127.0.0.1:4200 with the schedules of prefect.yaml, and a worker
+	@certrank ui
 
 test: env  ## lint, types and the whole test suite
 	ruff check .

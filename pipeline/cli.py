@@ -7,15 +7,16 @@ Exit codes: 0 all is well; 1 an error, or what was checked does not hold (one li
 from __future__ import annotations
 
 import csv
-import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from pipeline import cli_history, cli_runs
+from pipeline.cli_output import print_json, print_table, records
 from pipeline.errors import CertrankError, ParamError, printable
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ models = typer.Typer(no_args_is_help=True, help="Fitted models.")
 intents = typer.Typer(no_args_is_help=True, help="Plan skeletons.")
 app.add_typer(models, name="models")
 app.add_typer(intents, name="intents")
+app.add_typer(cli_runs.flow, name="flow")
+app.command("ui")(cli_runs.ui)
+app.command("sign")(cli_runs.sign)
+app.command("history")(cli_history.history)
+app.command("diff")(cli_history.diff)
+app.command("show")(cli_history.show)
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Data = Annotated[Path, typer.Option("--data", help="Data directory.")]
@@ -60,10 +67,6 @@ def _exit(line: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False, default=str))
-
-
 # ---- certificates ---------------------------------------------------------------------------------------------------
 
 
@@ -81,10 +84,18 @@ def verify(
     setting: Annotated[
         str | None, typer.Option(help="Roster setting of these rankings; default: the folder's name.")
     ] = None,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="Check what `certrank sign` signed instead.")
+    ] = False,
+    public_key: Annotated[Path, typer.Option(help="With --provenance: of whoever signed.")] = Path(
+        "~/.config/certrank/signing-key.pub"
+    ),
     data: Data = DATA,
     as_json: Json = False,
 ) -> None:
     """Check certificates against the documents; exits with 1 when one that claims to be certified does not hold."""
+    if provenance:
+        cli_runs.verify_provenance(rankings, public_key, as_json)
     from pipeline.certificates import Limits
     from pipeline.lists import find_lists, load_corpus, read_lists
     from pipeline.params import load_params
@@ -111,7 +122,7 @@ def verify(
     passed = all(report.passed for report in reports.values())
     if as_json:
         each = [{"rankings": path, "passed": r.passed, **asdict(r)} for path, r in reports.items()]
-        _print_json({"passed": passed, "limits": "params.yaml" if limits else "default", "reports": each})
+        print_json({"passed": passed, "limits": "params.yaml" if limits else "default", "reports": each})
     else:
         for shown, report in reports.items():
             _print_report(shown, report)
@@ -181,7 +192,7 @@ def inspect(
     setting = setting or default_setting(window, params.roster.settings, data)
     found = inspect(window, system or params.rank.systems[0], setting, intent, data)
     if as_json:
-        _print_json([inspection.as_json() for inspection in found])
+        print_json([inspection.as_json() for inspection in found])
     else:
         show(found, Console(highlight=False), brief)
 
@@ -222,7 +233,7 @@ def extract(
         if as_json:
             place = None if out is None else str(out)
             found = [window.as_json() for window in done.windows()]
-            _print_json({"model": done.model, "reward": done.reward, "out": place, "windows": found})
+            print_json({"model": done.model, "reward": done.reward, "out": place, "windows": found})
         else:
             console = Console(highlight=False)
             for window in done.windows():
@@ -248,9 +259,9 @@ def catalog(data: Data = DATA, as_json: Json = False) -> None:
     sql = "select view, count(*) as files, sum(rows) as rows, sum(size) as bytes from versions group by view order by 1"
     answer = query(sql, data)
     if as_json:
-        _print_json({"catalog": str(path), "views": _records(answer.columns, answer.rows)})
+        print_json({"catalog": str(path), "views": records(answer.columns, answer.rows)})
         return
-    _print_table(answer.columns, answer.rows)
+    print_table(answer.columns, answer.rows)
     print(f"{path}; ask it with `certrank sql`, columns are explained in `certrank sql 'from columns'`")
 
 
@@ -259,47 +270,26 @@ def sql(
     query: Annotated[str, typer.Argument(help="One SELECT, e.g. 'select * from rank.rankings limit 5'.")],
     as_csv: Annotated[bool, typer.Option("--csv", help="Answer in CSV.")] = False,
     rows: Annotated[int, typer.Option(min=0, help="Most rows of a printed table; 0 = all.")] = 50,
+    at: Annotated[str | None, typer.Option(help="Ask the tables as of a git revision or a DVC experiment.")] = None,
     data: Data = DATA,
     as_json: Json = False,
 ) -> None:
     """Ask the catalog; it is refreshed first when dvc.lock or a table changed. Nothing can be written through it."""
+    from pipeline import history
     from pipeline.catalog import query as ask
 
-    answer = ask(query, data)
+    answer = ask(query, data) if at is None else history.query(query, at)
     if as_json:
-        _print_json(_records(answer.columns, answer.rows))
+        print_json(records(answer.columns, answer.rows))
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(answer.columns)
         writer.writerows(answer.rows)
     else:
         shown = answer.rows if rows == 0 else answer.rows[:rows]
-        _print_table(answer.columns, shown)
+        print_table(answer.columns, shown)
         if len(shown) < len(answer.rows):
             print(f"{len(answer.rows) - len(shown)} more rows: --rows 0 shows all", file=sys.stderr)
-
-
-def _records(columns: list[str], rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """Rows as JSON objects; NaN and infinities, which JSON does not have, as their names."""
-    return [{c: _finite(v) for c, v in zip(columns, row, strict=True)} for row in rows]
-
-
-def _finite(value: Any) -> Any:
-    return repr(value) if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
-
-
-def _print_table(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(columns):
-        numbers = all(isinstance(row[i], int | float | None) for row in rows)
-        table.add_column(Text(printable(name)), justify="right" if numbers and rows else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*[Text("" if value is None else printable(str(value))) for value in row])
-    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(table)
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------
@@ -316,7 +306,7 @@ def doctor(data: Data = DATA, as_json: Json = False) -> None:
     findings = examine(data)
     failed = any(finding.level == "fail" for finding in findings)
     if as_json:
-        _print_json({"passed": not failed, "findings": [asdict(finding) for finding in findings]})
+        print_json({"passed": not failed, "findings": [asdict(finding) for finding in findings]})
     else:
         console = Console(highlight=False, soft_wrap=True)
         for finding in findings:
@@ -335,7 +325,7 @@ def summary(data: Data = DATA, as_json: Json = False) -> None:
     from pipeline.summary import print_summary
 
     if as_json:
-        _print_json(read_json(data / "audit" / "metrics.json"))
+        print_json(read_json(data / "audit" / "metrics.json"))
     else:
         print_summary(data)
 
@@ -351,7 +341,7 @@ def keep(
 
     kept = keep(name, replace=replace)
     if as_json:
-        _print_json({"name": name, "kept": [str(path) for path in kept]})
+        print_json({"name": name, "kept": [str(path) for path in kept]})
     else:
         print(f"kept {', '.join(map(str, kept))}; use with extract.from: {name}, reward.from: {name}")
 

@@ -6,7 +6,7 @@
 vLLM cannot share this environment (their ranges of fastapi and transformers are disjoint), so it runs from the one
 that `make serve-env` makes, or from the interpreter that CERTRANK_SERVE_PYTHON names, and is talked to over HTTP on the
 loopback device alone, with a key that only this process knows. Nothing is downloaded or reported: the hub is offline
-and usage statistics are off. The server runs under `pipeline/vllm_guard.py` in a process group of its own, which ends
+and usage statistics are off. The server runs under `pipeline/guard.py` in a process group of its own, which ends
 with the `with` block or with this process, however that ends.
 
 When not to use it: for a few answers, as starting takes one to five minutes on two cores, longer than generating them
@@ -35,7 +35,7 @@ from pipeline.errors import SetupError, TransientError
 from pipeline.files import WORK, read_json
 
 ROOT = Path(__file__).parents[1]
-GUARD = Path(__file__).with_name("vllm_guard.py")
+GUARD = Path(__file__).with_name("guard.py")
 PYTHON = "CERTRANK_SERVE_PYTHON"
 """Environment variable: the interpreter that has vLLM."""
 POLL = 0.2

@@ -1,11 +1,12 @@
 """Runs a command in a process group of its own and ends the whole group when its owner is gone.
 
-    python -I pipeline/vllm_guard.py OWNER_PID SECONDS COMMAND [ARGUMENT ...]
+    python -I pipeline/guard.py OWNER_PID SECONDS COMMAND [ARGUMENT ...]
 
-A server that starts processes of its own must not outlive the program that started it, not even when that program is
-killed by SIGKILL and can clean up nothing. The guard is started in a session of its own, so a signal to the owner's
-process group does not reach it; it watches the owner, and when the owner has died, or SIGTERM arrives, or the command
-has ended, it sends SIGTERM to the group, waits at most so many SECONDS and sends SIGKILL. Exits as the command did.
+A server or a stage of the pipeline, with all that it starts, must not outlive the program that started it, not even
+when that program is killed by SIGKILL and can clean up nothing. The guard is started in a session of its own, so a
+signal to the owner's process group does not reach it; it watches the owner, and when the owner has died, or SIGTERM
+arrives, or the command has ended, it sends SIGTERM to the group, waits at most so many SECONDS and sends SIGKILL.
+Exits as the command did.
 
 Only the standard library is imported: the guard starts at once, and needs nothing of the environment it watches.
 Linux only, as /proc tells which processes of the group are left.
@@ -13,6 +14,7 @@ Linux only, as /proc tells which processes of the group are left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,8 +38,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, ask)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    while child.poll() is None and os.getppid() == owner and not asked:
-        time.sleep(POLL)
+    while os.getppid() == owner and not asked:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(POLL)
+            break
     end_group(child, patience)
     code = child.wait()
     return code if code >= 0 else 128 - code

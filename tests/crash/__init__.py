@@ -1,0 +1,1 @@
+"""A miniature of the real pipeline, killed at named points and at random ones."""
