@@ -60,7 +60,7 @@ experiments: env  ## build every arm of every matrix, whatever params.yaml lists
 	dvc exp run -S 'rank.systems=[rm_attach,rule_attach,rm_cert,random,cite_all,shuffled]'
 	@certrank summary
 
-train-base: env  ## train tiny-mla from nothing (an hour or more): make train-base NAME=tiny-mla
+train-base: env  ## train tiny-mla from nothing (up to an hour): make train-base NAME=tiny-mla
 	python -m stages.sft.base $(or $(NAME),tiny-mla)
 
 bench: env  ## run every benchmark; writes benchmarks/results/*.json

@@ -123,7 +123,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
+        # Under autocast the input may be narrower than the weight, which has no fast kernel.
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, EPSILON)
 
 
 def rotation(positions: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -166,6 +166,7 @@ class Sft(Section):
     patience: Annotated[int, Field(ge=0)]
     tune_windows: Count
     lora: Annotated[int, Field(ge=0)]
+    precision: Literal["float32", "bfloat16"]
     checkpoint: Count
 
 

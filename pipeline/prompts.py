@@ -232,6 +232,7 @@ class _Page:
         self._units: dict[Place, Sequence[str]] = {}
         pairs = {(step.type, step.role) for step in window.steps}
         self._slots = {pair: "/".join(s.slot_id for s in intent.skeleton.slots if s.fits(*pair)) for pair in pairs}
+        self._order = {slot.slot_id: j for j, slot in enumerate(intent.skeleton.slots)}
         self._label = {word: _label(word, self._clean) for pair in pairs for word in pair}
         self._fixed = {
             "question": self._clean(intent.title),
@@ -299,7 +300,10 @@ class _Page:
     # the roster
 
     def _roster(self, kept: list[_Act]) -> list[str]:
-        """A line per candidate, below it one per event, mention and slots with the roles it may play."""
+        """A line per candidate, below it one per event, mention and slots with the roles it may play.
+
+        A candidate's lines stand in the order of the plan, the surest of a slot first; lines without a slot last.
+        """
         events: dict[str, dict[tuple[str, ...], list[_Act]]] = {key: {} for key in self._heads}
         for act in kept:
             key = (act.slots, act.step.event_id, *(handle.handle_id for handle in act.handles))
@@ -308,12 +312,24 @@ class _Page:
         for candidate_id, head in self._heads.items():
             lines.append(head)
             local_id = head.partition(":")[0]
-            lines += [f"{local_id} {self._event(acts)}" for acts in events[candidate_id].values()]
+            seen: set[str] = set()
+            for acts in sorted(events[candidate_id].values(), key=self._in_plan):
+                slots = set(acts[0].slots.split("/"))
+                lines.append(f"{local_id} {self._event(acts, surest=bool(slots - seen))}")
+                seen |= slots
         return lines
 
-    def _event(self, acts: list[_Act]) -> str:
-        """`s1=E05,E03 S4 attack: attacker high`, as an answer would cite it; `E05,E03 ...` where no slot fits."""
-        slots = f"{acts[0].slots}=" if acts[0].slots else ""
+    def _in_plan(self, acts: list[_Act]) -> tuple[int, float, int, Span, Span]:
+        """Sorts a candidate's lines; within a slot as attachment prefers them."""
+        first = acts[0].slots.split("/")[0]
+        surest = min(acts, key=lambda act: -act.step.confidence).step
+        place = self._order.get(first, len(self._order))
+        return place, -surest.confidence, surest.order, surest.trigger, surest.mention
+
+    def _event(self, acts: list[_Act], *, surest: bool) -> str:
+        """`s1=E05,E03 S4 attack: attacker high`, as an answer would cite it; `s1~E05,E03 ...` where surer evidence for
+        all its slots stands above; `E05,E03 ...` where no slot fits."""
+        slots = f"{acts[0].slots}{'=' if surest else '~'}" if acts[0].slots else ""
         handles = ",".join(self.naming.printed[handle.handle_id] for handle in acts[0].handles)
         places = ",".join(dict.fromkeys(f"S{self._number(self._place(handle))}" for handle in acts[0].handles))
         roles = (f"{self._label[a.step.role]} {BUCKETS[a.bucket]}" for a in acts)

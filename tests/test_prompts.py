@@ -59,7 +59,7 @@ def prompter(budget: int = 10**6, count: Callable[[str], int] = words, specials:
 LABEL = r"[^ ,]+"
 ROLE = rf"{LABEL} (?:high|medium|low)"
 EVENT = re.compile(
-    rf"(?P<candidate>C\d+) (?:s\d(?:/s\d)*=)?(?P<handles>E\d+(?:,E\d+)?) (?P<places>S\d+(?:,S\d+)?) "
+    rf"(?P<candidate>C\d+) (?:s\d(?:/s\d)*[=~])?(?P<handles>E\d+(?:,E\d+)?) (?P<places>S\d+(?:,S\d+)?) "
     rf"(?P<type>{LABEL}): {ROLE}(?:, {ROLE})*"
 )
 MARK = re.compile(r"\{(E\d+)(\}| )|\}")
@@ -173,8 +173,8 @@ def test_the_story_is_printed_as_expected() -> None:
         "S4 {E01 Ada} then {E07 attacked} the vault of {E09 Cay}.",
         "S5 {E03 Bob} {E04 raided} the old mill at night.",
         "C02: Ada",
-        "C02 s2=E08,E02 S1 buy: buyer high",
         "C02 s1=E07,E01 S4 attack: attacker high",
+        "C02 s2=E08,E02 S1 buy: buyer high",
         "C04: Bob",
         "C04 s1=E04,E03 S5 attack: attacker medium",
         "C03: Cay",
@@ -237,6 +237,42 @@ def test_roles_of_one_event_and_mention_share_a_line_if_they_fit_the_same_slots(
     material = read(prompter().render(build_window([doc], ["Ada", "Bob"], steps, seed=7), intent, 7))
     lines = next(lines for lines in material.roster.values() if lines)
     assert [line.split(": ")[1] for line in lines] == ["attacker high, witness low"]
+
+
+def test_a_candidate_s_lines_stand_in_plan_order_the_surest_of_a_slot_first() -> None:
+    doc = document("d", "Ada bought.\nAda raided.\nAda struck.\nAda sold.\nAda slept.")
+    ada = [m.start() for m in re.finditer("Ada", doc.text)]
+    words = ("bought", "raided", "struck", "sold", "slept")
+    spans = [(find(doc, word), Span(doc.doc_id, at, at + 3)) for word, at in zip(words, ada, strict=True)]
+    what = [("buy", "buyer", 0.4), ("attack", "attacker", 0.3), ("attack", "attacker", 0.4), ("buy", "buyer", 0.4),
+            ("sleep", "sleeper", 0.9)]  # fmt: skip
+    steps = [act("Ada", kind, role, *at, confidence=c) for (kind, role, c), at in zip(what, spans, strict=True)]
+    window = build_window([doc], ["Ada", "Bob"], steps, seed=7)
+    prompt = prompter().render(window, ATTACK, 7)
+    check_prompt(prompt, window)
+    (lines,) = filter(None, read(prompt).roster.values())
+    found = [re.sub(r"E\d+", "E", line.split(" ", 1)[1]) for line in lines]
+    assert found == [
+        "s1=E,E S3 attack: attacker medium",
+        "s1~E,E S2 attack: attacker medium",
+        "s2=E,E S1 buy: buyer medium",  # of equally sure ones the first
+        "s2~E,E S4 buy: buyer medium",
+        "E,E S5 sleep: sleeper high",
+    ]
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40)
+def test_every_slot_that_a_candidate_fills_has_one_surest_line(seed: int) -> None:
+    window = random_window(seed)
+    prompt = prompter().render(window, RANDOM, seed)
+    roster = read(prompt).roster
+    for candidate in prompt.window.candidates:
+        marked = [re.match(r"C\d+ (s\d(?:/s\d)*)=(\S+)", line) for line in roster[candidate.local_id]]
+        slots = [slot for match in marked if match for slot in match[1].split("/")]
+        fitting = {s.slot_id for step in prompt.window.trajectories[candidate.candidate_id]
+                   for s in RANDOM_PLAN.slots if s.fits(step.type, step.role)}  # fmt: skip
+        assert set(slots) == fitting and (len(slots) == len(set(slots)) or "/" in str(marked))
 
 
 def test_a_step_whose_trigger_is_its_mention_prints_one_handle() -> None:

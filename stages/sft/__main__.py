@@ -57,7 +57,7 @@ def main(params: Params) -> None:
     judge = Judge(policy, prompter, held, params.seed) if held else None
     how = Settings(
         epochs=settings.epochs, batch=settings.batch, rate=settings.rate, checkpoint=settings.checkpoint,
-        patience=settings.patience, seed=params.seed,
+        patience=settings.patience, precision=settings.precision, seed=params.seed,
     )  # fmt: skip
     shutil.rmtree(CURVES, ignore_errors=True)
     live: Any = Live(str(CURVES), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False)

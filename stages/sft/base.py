@@ -1,8 +1,9 @@
 """Train tiny-mla from nothing: `python -m stages.sft.base NAME` writes models/fitted/NAME/policy (`make train-base`).
 
-A base policy is an input of the pipeline like any other pretrained model, so this is no stage: it takes an hour or
-more. The model reads generated windows (`synthetic.py`), first under a small budget, which shows the surest evidence
-only and asks for short lists, then under the full one. Killed, it goes on from its last checkpoint.
+A base policy is an input of the pipeline like any other pretrained model, so this is no stage: it takes up to an hour.
+The model reads generated windows (`synthetic.py`), first about few of their candidates, then whole ones
+(`curriculum.py`). It starts from weights that relate the tokens of a prompt already (`initial.py`). Killed, it goes on
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from pipeline.prompts import Prompter
 from pipeline.stage import run
 from stages.reward.model import RewardModel
 from stages.sft import synthetic
+from stages.sft.curriculum import portion
+from stages.sft.initial import initialise
 from stages.sft.lessons import Lesson, Teacher, read_lessons
 from stages.sft.tokenizer import END, SPECIAL, train_tokenizer
 from stages.sft.training import Course, Settings, State, Training
@@ -29,6 +32,8 @@ from stages.sft.training import Course, Settings, State, Training
 FITTED = Path("models/fitted")
 TOKENIZED = 600
 """Lessons that the tokenizer is fitted on."""
+TOKENS = 2048
+"""That go through the model at once: little enough for a processor's caches."""
 
 
 def main(options: argparse.Namespace, params: Params) -> None:
@@ -43,34 +48,62 @@ def main(options: argparse.Namespace, params: Params) -> None:
     end = tokenizer.token_to_id(END)
     assert end is not None
     mla = MLAForCausalLM(shape(tokenizer.get_vocab_size()), seed=own.seed)
+    spelled = {i: tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.get_vocab_size())}
+    initialise(mla, spelled, own.seed)
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text).ids
 
-    states = []
-    for number, budget in enumerate(options.budgets):
-        prompter = replace(Prompter.of(params, lambda text: len(encode(text)), SPECIAL), budget=budget)
+    prompter = Prompter.of(params, lambda text: len(encode(text)), SPECIAL)
+    states, begin = list[State](), 0
+    for number, phase in enumerate(options.phases):
         how = Settings(
-            epochs=options.epochs, batch=options.batch, rate=options.rate, prompt_weight=options.prompt_weight,
+            epochs=1, batch=phase.batch, rate=options.rate, precision=options.precision, tokens=TOKENS,
             seed=own.seed + number,
         )  # fmt: skip
-        say(f"phase {number + 1} of {len(options.budgets)}: prompts of at most {budget} tokens")
-        course = Course(lessons, Teacher(prompter, encode, encode, end, own.seed + number))
+        say(f"phase {number + 1} of {len(options.phases)}: {phase}")
+        taught = list(portion(lessons, begin, phase.lessons, phase.candidates, own.seed))
+        course = Course(taught, Teacher(prompter, encode, encode, end, own.seed + number))
         states.append(Training(mla, course, how, work / f"phase{number}", say).run())
+        begin += phase.lessons
     with publish_directory(FITTED / options.name / "policy") as folder:
         save_policy(make_policy(mla.bfloat16(), tokenizer, end=END, name=options.name), folder)
         write_text(folder / "README.md", card(options, lessons, mla, states))
 
 
-def shape(vocabulary: int) -> MLAConfig:
-    """Sizes of tiny-mla; latent and rotary widths are DeepSeek's.
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the training: so many lessons about at most so many candidates (0: all), so many of them per step."""
 
-    Weights start with a spread of width^-0.5: at the customary 0.02, attention is all but uniform in a model this
-    narrow, and learns slowly.
+    candidates: int
+    lessons: int
+    batch: int
+
+    @classmethod
+    def read(cls, text: str) -> Phase:
+        """From `CANDIDATES:LESSONS:BATCH`.
+
+        Raises:
+            ValueError: it is not of that form.
+        """
+        candidates, lessons, batch = map(int, text.split(":"))
+        if candidates < 0 or lessons < 1 or batch < 1:
+            raise ValueError(text)
+        return cls(candidates, lessons, batch)
+
+    def __str__(self) -> str:
+        return f"{self.candidates}:{self.lessons}:{self.batch}"
+
+
+def shape(vocabulary: int) -> MLAConfig:
+    """Sizes of tiny-mla; latent and rotary widths are DeepSeek's, the others what `initial.py` divides up.
+
+    Weights without a task start with a spread of width^-0.5: at the customary 0.02, attention is all but uniform in a
+    model this narrow, and learns slowly.
     """
     return MLAConfig(
-        vocab_size=vocabulary, hidden_size=256, intermediate_size=512, qk_nope_head_dim=32, v_head_dim=32,
-        initializer_range=256**-0.5,
+        vocab_size=vocabulary, hidden_size=256, intermediate_size=384, num_hidden_layers=3, qk_nope_head_dim=64,
+        v_head_dim=64, tie_word_embeddings=False, initializer_range=256**-0.5,
     )  # fmt: skip
 
 
@@ -89,7 +122,11 @@ def card(options: argparse.Namespace, lessons: list[Lesson], model: MLAForCausal
     windows = len({lesson.task.window.window_id for lesson in lessons})
     last = [row["loss"] for row in states[-1].trace[-100:] if "loss" in row]
     steps, tokens = (sum(getattr(state, name) for state in states) for name in ("step", "tokens"))
-    settings = ", ".join(f"{name} {value}" for name, value in sorted(vars(options).items()) if name != "name")
+    settings = ", ".join(
+        f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in sorted(vars(options).items())
+        if name != "name"
+    )
     return f"""# {options.name}
 
 A causal language model with multi-head latent attention ({parameters:,} parameters), trained from nothing to rank the
@@ -109,15 +146,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m stages.sft.base", description="Train tiny-mla from nothing.")
     parser.add_argument("name", help="it is kept as models/fitted/NAME/policy")
-    parser.add_argument("--windows", type=int, default=4000, help="generated, with the difficulty of ingest.sample")
-    parser.add_argument("--instances", type=int, default=7000, help="about so many of them are taught")
+    parser.add_argument("--windows", type=int, default=3000, help="generated, with the difficulty of ingest.sample")
+    parser.add_argument("--instances", type=int, default=2000, help="about so many of them are taught")
     parser.add_argument(
-        "--budgets", type=int, nargs="+", default=[384, 768, 1280], help="tokens of a prompt, per phase"
-    )
-    parser.add_argument("--epochs", type=int, default=1, help="passes per phase")
-    parser.add_argument("--batch", type=int, default=4, help="instances per step")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--prompt-weight", type=float, default=0.2, help="of a prompt's token in the loss")
+        "--phases", type=Phase.read, nargs="+", default=[Phase(0, 560, 8)],
+        metavar="CANDIDATES:LESSONS:BATCH", help="what is taught in turn; 0 candidates: all of a window",
+    )  # fmt: skip
+    parser.add_argument("--rate", type=float, default=4e-4, help="peak learning rate")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16", help="of matrix products")
     parser.add_argument("--vocabulary", type=int, default=4096)
     return parser.parse_args(arguments)
 

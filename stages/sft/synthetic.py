@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ParamError
 from pipeline.files import COMPLETE, write_text
 from pipeline.params import Params, load_params, parse_params
 from pipeline.windows import stable_seed
@@ -53,7 +53,7 @@ def build(folder: Path, params: Params, windows: int) -> Params:
         link = folder / name
         link.unlink(missing_ok=True)
         link.symlink_to(root / name)
-    fresh = not (folder / "params.yaml").is_file() or load_params(folder / "params.yaml") != own
+    fresh = not _built_with(folder / "params.yaml", own)
     if fresh:
         with (folder / "params.yaml").open("w", encoding="utf-8") as file:
             YAML().dump(own.model_dump(by_alias=True), file)
@@ -67,3 +67,11 @@ def build(folder: Path, params: Params, windows: int) -> Params:
                 raise DataError(f"stage {stage} failed on the generated corpus", file=folder)
             write_text(marker, "")
     return own
+
+
+def _built_with(file: Path, own: Params) -> bool:
+    """Whether the parameters stored there are these; those of an older version, which do not parse, are not."""
+    try:
+        return file.is_file() and load_params(file) == own
+    except ParamError:
+        return False

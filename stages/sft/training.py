@@ -58,6 +58,7 @@ class Settings:
             lengths, because attention is computed over the whole row.
         tokens: that go through the model at once, about; more are accumulated.
         prompt_weight: what predicting a token of the prompt counts, against 1 for a token of the answer.
+        precision: of the matrix products, float32 or bfloat16; weights and sums stay as they are.
         checkpoint: steps between checkpoints.
         patience: epochs without a better judgement after which training stops; 0 never stops.
         seed: of names and order.
@@ -69,6 +70,7 @@ class Settings:
     row: int = 0
     tokens: int = 4096
     prompt_weight: float = 0.0
+    precision: str = "float32"
     checkpoint: int = 100
     patience: int = 0
     seed: int = 0
@@ -199,7 +201,8 @@ class Training:
             labels_BT = packed.labels_BT
             if not self.settings.prompt_weight:
                 labels_BT = labels_BT.masked_fill(~packed.answer_BT, -100)
-            found_BT = log_probs(self.model, packed.ids_BT, labels_BT, packed.segments_BT)
+            with self._precision():
+                found_BT = log_probs(self.model, packed.ids_BT, labels_BT, packed.segments_BT)
             answer = -found_BT[packed.answer_BT].sum()
             prompt = -found_BT[~packed.answer_BT].sum()
             ((answer + self.settings.prompt_weight * prompt) / whole).backward()  # type: ignore[no-untyped-call]
@@ -212,6 +215,10 @@ class Training:
         self.optimiser.step()
         figures = {"loss": told / answers, "rate": rate, "gradient": norm}
         return {**figures, "prompt_loss": read / prompts} if self.settings.prompt_weight else figures
+
+    def _precision(self) -> torch.autocast:
+        device = next(iter(self.trained.values())).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
     def _judged(self, epoch: int) -> bool:
         """Judge after an epoch and keep the best weights; whether training should stop."""

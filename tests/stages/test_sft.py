@@ -17,11 +17,11 @@ from pipeline.certificates import Limits
 from pipeline.errors import DataError, ParamError
 from pipeline.mla import IGNORED, MLAConfig, MLAForCausalLM
 from pipeline.oracle import best
-from pipeline.policies import Policy, load_base, load_policy, make_policy, save_policy
+from pipeline.policies import Policy, load_policy, make_policy, save_policy
 from pipeline.prompts import Prompter, load_template
 from pipeline.rankings import Task
 from pipeline.skeletons import Intent
-from stages.sft import base, synthetic
+from stages.sft import synthetic
 from stages.sft.__main__ import main, prepared
 from stages.sft.judging import Judge, certified
 from stages.sft.lessons import Example, Lesson, Teacher
@@ -298,6 +298,17 @@ def test_a_tiny_model_learns_a_lesson_and_is_judged_by_what_it_writes(policy: Po
 # ---- the stage -------------------------------------------------------------------------------------------------------
 
 
+def test_training_in_half_the_precision_stays_close_and_keeps_whole_weights(policy: Policy, tmp_path: Path) -> None:
+    found = []
+    for precision in ("float32", "bfloat16"):
+        model = copied(policy)
+        how = replace(HOW, epochs=1, precision=precision)
+        state = Training(model, Course([lesson()] * 6, teacher(policy)), how, tmp_path / precision, quiet).run()
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        found.append([row["loss"] for row in state.trace if "loss" in row])
+    assert found[0] != found[1] and found[0] == pytest.approx(found[1], rel=0.02)
+
+
 def test_adapters_are_for_larger_models(policy: Policy) -> None:
     with pytest.raises(ParamError, match="takes no adapters"):
         prepared(policy, 4, 1)
@@ -345,24 +356,3 @@ def test_the_stage_teaches_the_base_and_publishes_it(
     main(params)  # goes on from a finished checkpoint: nothing is trained, everything is written again
     assert {p: p.read_bytes() for p in Path("data/sft").rglob("*") if p.is_file()} == first
     assert Path("models/sft/model.safetensors").read_bytes() == weights
-
-
-def test_a_base_is_trained_from_nothing_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole of `make train-base` on a few generated windows."""
-    for name in synthetic.FOLDERS:
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    options = base.parse(["own", "--windows", "24", "--instances", "6", "--budgets", "300", "500", "--batch", "3"])
-    base.main(options, tiny.params())
-    kept = load_base("own")
-    assert isinstance(kept.model, MLAForCausalLM) and kept.model.config.kv_lora_rank == 512
-    assert len(kept.encode("E01")) == 1
-    assert "steps," in Path("models/fitted/own/policy/README.md").read_text(encoding="utf-8")
-    weights = Path("models/fitted/own/policy/model.safetensors").read_bytes()
-    monkeypatch.setattr(synthetic.subprocess, "run", None)  # the corpus is finished: no stage runs again
-    base.main(options, tiny.params())
-    assert Path("models/fitted/own/policy/model.safetensors").read_bytes() == weights
-
-
-def test_the_base_s_command_line() -> None:
-    assert base.parse(["own", "--budgets", "64", "128", "--windows", "3"]).budgets == [64, 128]
