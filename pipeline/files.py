@@ -43,14 +43,21 @@ def partial_path(target: str | Path) -> Path:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of this id exists; it may be another one of that id, and then what it left stays."""
+    """Whether a process of this id exists; it may be another one of that id, and then what it left stays.
+
+    One that has ended and that its parent has not asked about (a zombie: in a container, often for good) is dead.
+    """
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has gone meanwhile, or there is no /proc
+        return not Path("/proc/self").exists()
+    return state.rpartition(")")[2].split()[0] != "Z"
 
 
 def _remove(path: Path) -> None:

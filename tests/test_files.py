@@ -91,6 +91,16 @@ def test_only_the_same_targets_leftovers_of_dead_processes_are_swept(tmp_path: P
     check_complete(tmp_path / "a")
 
 
+def test_a_process_that_nobody_asks_about_is_dead(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still there as a zombie
+    (tmp_path / f".a.{child.pid}.partial").write_text("x")
+    with atomic_path(tmp_path / "a") as partial:
+        partial.write_text("y")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert child.wait() == 0
+
+
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.txt"
     files.write_text(target, "old\n")
