@@ -48,13 +48,17 @@ def _workspace(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
 
 
+BUILT = [table for table in tables.TABLES.values() if "<policy>" not in table.name]
+"""The tiny corpus is ranked by no policy, so a policy's tables are not there, and neither are their views."""
+
+
 def ask(sql: str) -> list[tuple[object, ...]]:
     return catalog.query(sql).rows
 
 
 def test_every_declared_table_has_a_view_with_all_its_rows() -> None:
     with duckdb.connect("data/catalog.duckdb", read_only=True) as connection:
-        for table in tables.TABLES.values():
+        for table in BUILT:
             view = views.view_of(table)
             columns = [c[0] for c in connection.execute(f"describe {view}").fetchall()]
             assert columns == [*view.places, *table.schema]
@@ -95,7 +99,7 @@ def test_columns_carry_their_meaning() -> None:
     assert ask("select doc from columns where view = 'rank.rankings' and \"column\" = 'status'") == [
         ("certified (valid and recovered by the verifier) or uncertified",)
     ]
-    declared = sum(len(t.columns) + len(views.places(t.name)) for t in tables.TABLES.values())
+    declared = sum(len(t.columns) + len(views.places(t.name)) for t in BUILT)
     assert ask("select count(*) from columns") == [(declared,)]
 
 

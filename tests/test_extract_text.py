@@ -30,10 +30,10 @@ from stages.reward.__main__ import main as reward
 from stages.roster.__main__ import main as roster
 from stages.trajectories.__main__ import main as trajectories
 from tests.conftest import Run
+from tests.stages.conftest import base  # noqa: F401 - a fixture
+from tests.stages.encoding import corpus as annotated
+from tests.stages.encoding import fit as fit_tiny
 from tests.stages.extracting import params
-from tests.stages.test_encoder import base  # noqa: F401 - a fixture
-from tests.stages.test_encoder import corpus as annotated
-from tests.stages.test_encoder import fit as fit_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 INTENTS = ("--intents", "intents/sample")

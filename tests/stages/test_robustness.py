@@ -36,9 +36,8 @@ from stages.roster.overlap import Overlaps
 from stages.roster.takes_part import own_events
 from stages.trajectories import negatives
 from tests.builders import PLAN, act, build_window, document, random_window
+from tests.stages.encoding import fit as fit_tiny
 from tests.stages.extracting import frames_of
-from tests.stages.test_encoder import base  # noqa: F401 - a fixture
-from tests.stages.test_encoder import fit as fit_tiny
 from tests.test_verifier import PLAIN, bundle
 
 BUSY = 5.0
@@ -46,7 +45,7 @@ BUSY = 5.0
 
 
 @pytest.fixture(scope="module")
-def extractors(extracted: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Extractor]:  # noqa: F811
+def extractors(extracted: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Extractor]:
     """The linear model of the tiny corpus, and a hardly trained tiny encoder."""
     return {
         "linear": load_extractor(extracted / extract.MODEL),
